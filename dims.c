@@ -41,7 +41,7 @@
  *  18  worker      the loop
  *  19  supervisor  listeners, workers, signals
  *  20  cli         what a person types
- *  21  main
+ *  21  main        the door
  *
  * Invariants of the whole:
  *
@@ -129,11 +129,6 @@ static void *base_realloc(void *p, size_t n) {
     return p;
 }
 
-static char *base_strdup(const char *s) {
-    size_t n = strlen(s) + 1;
-    return memcpy(base_alloc(n), s, n);
-}
-
 static uint64_t base_now_us(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -157,6 +152,23 @@ static void base_random(void *p, size_t n) {
         if (k < 0 && errno != EINTR) base_die(1, "no random numbers");
         if (k > 0) got += (size_t)k;
     }
+}
+
+static ssize_t base_read_file(const char *name, char *out, size_t cap) {
+    int fd = open(name, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return -1;
+    size_t n = 0;
+    ssize_t k = 0;
+    while (n < cap && (k = read(fd, out + n, cap - n)) != 0) {
+        if (k < 0 && errno != EINTR) break;
+        if (k > 0) n += (size_t)k;
+    }
+    int keep = k < 0 ? errno : EFBIG;
+    close(fd);
+    errno = keep;
+    if (k < 0 || n == cap) return -1;
+    out[n] = 0;
+    return (ssize_t)n;
 }
 
 /* ==== 2. text: borrowed spans, owned buffers, an arena, paths =============
@@ -666,7 +678,7 @@ static bool log_pending(void) {
 
 /* ==== 5. json: a strict reader that allocates nothing =====================
  *
- * prefix: json_   budget: 200
+ * prefix: json_   budget: 230
  *
  * RFC 8259: UTF-8 only, no trailing commas, no comments. The caller walks
  * the text; what it does not ask for it skips, and skipping checks. The
@@ -949,8 +961,6 @@ static const struct {
     {"sha512", 128, 128},
 };
 
-typedef void digest_blocks_fn(struct digest_ctx *, const uint8_t *, size_t);
-
 /* BearSSL for what has no instructions; its state is set and read back. */
 static void digest_blocks_256(struct digest_ctx *c, const uint8_t *p,
                               size_t blocks) {
@@ -1077,7 +1087,8 @@ static void digest_blocks_armv8(struct digest_ctx *c, const uint8_t *p,
 }
 #endif
 
-static digest_blocks_fn *digest_blocks[DIGEST_ALGOS] = {
+static void (*digest_blocks[DIGEST_ALGOS])(struct digest_ctx *,
+                                            const uint8_t *, size_t) = {
     digest_blocks_256, digest_blocks_512};
 
 static void digest_setup(void) {
@@ -1276,6 +1287,37 @@ static ssize_t fs_load(const char *path, char *out, size_t cap) {
     if (k < 0) return -1;
     out[n] = 0;
     return (ssize_t)n;
+}
+
+static void fs_close(int fd) {
+    int keep = errno;
+    close(fd);
+    errno = keep;
+}
+
+static ssize_t fs_read_at(int fd, void *p, size_t n, uint64_t at) {
+    ssize_t k;
+    do {
+        k = pread(fd, p, n, (off_t)at);
+    } while (k < 0 && errno == EINTR);
+    return k;
+}
+
+static int fs_truncate(int fd, uint64_t size) {
+    if (ftruncate(fd, (off_t)size)) return -1;
+    return lseek(fd, (off_t)size, SEEK_SET) < 0 ? -1 : 0;
+}
+
+static int fs_sync(int fd) {
+    return fdatasync(fd);
+}
+
+static void fs_write_back(int fd, uint64_t from, uint64_t n) {
+    sync_file_range(fd, (off_t)from, (off_t)n, SYNC_FILE_RANGE_WRITE);
+}
+
+static int fs_stat_fd(int fd, struct stat *st) {
+    return fstat(fd, st);
 }
 
 static int fs_write(int fd, const void *data, size_t n) {
@@ -1589,7 +1631,7 @@ static void pool_finish(void) {
 
 /* ==== 9. conf: one table, three sources ===================================
  *
- * prefix: conf_   budget: 330
+ * prefix: conf_   budget: 380
  *
  * The rows are CONF_OPTIONS in dims.h. Sources are read from the strongest
  * to the weakest, and each leaves alone what a stronger one has set, so a
@@ -1597,13 +1639,15 @@ static void pool_finish(void) {
  */
 
 enum conf_type {
-    CONF_IS_LIST, CONF_IS_TEXT, CONF_IS_NUMBER, CONF_IS_SIZE, CONF_IS_SPAN,
-    CONF_IS_BOOL, CONF_IS_CHOICE
+    CONF_IS_TEXT, CONF_IS_NUMBER, CONF_IS_SIZE, CONF_IS_SPAN,
+    CONF_IS_BOOL, CONF_IS_CHOICE,
+    CONF_IS_PORT, CONF_IS_LISTEN     /* from here on: repeatable */
 };
 
-#define CONF_TYPE_LIST CONF_IS_LIST, 0
+#define CONF_TYPE_PORT CONF_IS_PORT, 0
+#define CONF_TYPE_LISTEN CONF_IS_LISTEN, 0
 #define CONF_TYPE_TEXT CONF_IS_TEXT, 0
-#define CONF_TYPE_NUMBER CONF_IS_NUMBER, 0
+#define CONF_TYPE_NUMBER(max) CONF_IS_NUMBER, #max
 #define CONF_TYPE_SIZE CONF_IS_SIZE, 0
 #define CONF_TYPE_SPAN CONF_IS_SPAN, 0
 #define CONF_TYPE_BOOL CONF_IS_BOOL, 0
@@ -1660,9 +1704,63 @@ static int conf_bool(struct span s, uint64_t *out) {
     return -1;
 }
 
-static int conf_convert(int option, struct span s, uint64_t *out) {
+static int conf_port_parse(struct span s, uint16_t *out) {
+    uint64_t port;
+    if (codec_number(s, &port) || port > 65535) return -1;
+    *out = (uint16_t)port;
+    return 0;
+}
+
+/* ADDR, ADDR:PORT, [V6], [V6]:PORT, V6 or unix:PATH. */
+static int conf_listen_parse(const char *value, struct conf_listen *out) {
+    struct span rest = span_of(value), ip;
+    struct in6_addr address;
+    memset(out, 0, sizeof *out);
+    if (span_starts(rest, "unix:")) {
+        out->path = value + strlen("unix:");
+        size_t n = strlen(out->path);
+        return n && n < sizeof ((struct sockaddr_un *)0)->sun_path ? 0 : -1;
+    }
+    const char *colon = strchr(value, ':');
+    if (*value == '[') {
+        rest.p++, rest.n--;
+        if (!memchr(rest.p, ']', rest.n)) return -1;
+        ip = span_cut(&rest, ']');
+        if (rest.n && *rest.p != ':') return -1;
+        out->has_port = rest.n;
+        span_cut(&rest, ':');
+    } else if (colon && strchr(colon + 1, ':')) {
+        ip = rest;
+    } else {
+        out->has_port = colon;
+        ip = span_cut(&rest, ':');
+    }
+    if (ip.n >= sizeof out->ip) return -1;
+    memcpy(out->ip, ip.p, ip.n);
+    if (out->has_port && conf_port_parse(rest, &out->port)) return -1;
+    int family = strchr(out->ip, ':') ? AF_INET6 : AF_INET;
+    return inet_pton(family, out->ip, &address) == 1 ? 0 : -1;
+}
+
+static bool conf_is_list(int option) {
+    return conf_table[option].type >= CONF_IS_PORT;
+}
+
+static int conf_number(int option, struct span s, uint64_t *out) {
+    uint64_t max;
+    if (codec_number(span_of(conf_table[option].words), &max)) return -1;
+    return codec_number(s, out) || *out > max ? -1 : 0;
+}
+
+/* `text` is `s` terminated. */
+static int conf_convert(int option, struct span s, const char *text,
+                        uint64_t *out) {
+    struct conf_listen listen;
+    uint16_t port;
     switch (conf_table[option].type) {
-    case CONF_IS_NUMBER: return codec_number(s, out);
+    case CONF_IS_NUMBER: return conf_number(option, s, out);
+    case CONF_IS_PORT: return conf_port_parse(s, &port);
+    case CONF_IS_LISTEN: return conf_listen_parse(text, &listen);
     case CONF_IS_SIZE: return codec_size(s, out);
     case CONF_IS_SPAN: return codec_duration(s, out);
     case CONF_IS_BOOL: return conf_bool(s, out);
@@ -1672,27 +1770,36 @@ static int conf_convert(int option, struct span s, uint64_t *out) {
     }
 }
 
+static int conf_bad(int option, struct span value, struct buf *err) {
+    static const char *const wanted[] = {
+        [CONF_IS_TEXT] = "a text", [CONF_IS_NUMBER] = "a number up to ",
+        [CONF_IS_SIZE] = "a size like 500M", [CONF_IS_SPAN] =
+        "a time like 90s", [CONF_IS_BOOL] = "on or off",
+        [CONF_IS_CHOICE] = "one of ", [CONF_IS_PORT] = "a port",
+        [CONF_IS_LISTEN] = "ADDR, ADDR:PORT, [V6]:PORT or unix:PATH"};
+    char name[32];
+    const char *words = conf_table[option].words;
+    conf_name(option, name);
+    buf_printf(err, "%s: '%.*s' is not %s%s", name,
+               (int)(value.n < 99 ? value.n : 99), value.p,
+               wanted[conf_table[option].type], words ? words : "");
+    return -1;
+}
+
 static int conf_add(struct conf *c, int option, struct span value,
                     struct buf *err) {
-    char name[32];
-    conf_name(option, name);
-    int at = conf_table[option].type == CONF_IS_LIST ? c->count[option] : 0;
+    int at = conf_is_list(option) ? c->count[option] : 0;
     if (at == CONF_LIST_MAX) {
-        buf_printf(err, "more than %d values for %s", CONF_LIST_MAX, name);
-        return -1;
-    }
-    if (conf_convert(option, value, &c->number[option]) ||
-        memchr(value.p, 0, value.n)) {
-        buf_printf(err, "%s: '%.*s' is not %s%s", name,
-                   (int)(value.n < 99 ? value.n : 99), value.p,
-                   conf_table[option].words ? "one of " : "a ",
-                   conf_table[option].words ? conf_table[option].words
-                   : conf_table[option].arg ? conf_table[option].arg
-                   : "on or off");
+        buf_printf(err, "more than %d values", CONF_LIST_MAX);
         return -1;
     }
     char *text = base_alloc(value.n + 1);
     memcpy(text, value.p, value.n);
+    if (conf_convert(option, value, text, &c->number[option]) ||
+        strlen(text) != value.n) {
+        free(text);
+        return conf_bad(option, value, err);
+    }
     free(c->text[option][at]);
     c->text[option][at] = text;
     c->count[option] = at + 1;
@@ -1770,7 +1877,7 @@ static int conf_parse_env(struct conf *c, struct buf *err) {
         const char *value = getenv(name);
         if (!value || c->count[i]) continue;
         struct span rest = span_of(value);
-        bool list = conf_table[i].type == CONF_IS_LIST;
+        bool list = conf_is_list(i);
         if (!list && conf_add(c, i, rest, err)) return -1;
         while (list && rest.n) {
             struct span one = span_cut(&rest, ' ');
@@ -1823,23 +1930,20 @@ static const char *conf_file_name(int argc, char **argv, bool *named) {
 
 static int conf_read_file(struct conf *c, const char *name, bool named,
                           struct buf *err) {
-    FILE *f = fopen(name, "re");
-    if (!f && !named && errno == ENOENT) return 0;
-    char *text = f ? base_alloc(CONF_FILE_MAX) : 0;
-    size_t n = f ? fread(text, 1, CONF_FILE_MAX, f) : 0;
-    if (!f || ferror(f) || n == CONF_FILE_MAX) {
-        buf_printf(err, "cannot read %s: %s", name,
-                   n == CONF_FILE_MAX ? "too large" : strerror(errno));
-        if (f) fclose(f);
-        free(text);
-        return -1;
+    char *text = base_alloc(CONF_FILE_MAX);
+    ssize_t n = base_read_file(name, text, CONF_FILE_MAX);
+    int rc = n < 0 ? -1 : 0;
+    if (n < 0 && errno == ENOENT && !named) {
+        rc = 0;
+    } else if (n < 0) {
+        buf_printf(err, "cannot read %s: %s", name, strerror(errno));
+    } else {
+        buf_printf(err, "%s: ", name);
+        rc = conf_parse_file(c, (struct span){text, (size_t)n}, err);
+        if (!rc) err->n = 0;
+        c->file = name;
     }
-    fclose(f);
-    buf_printf(err, "%s: ", name);
-    int rc = conf_parse_file(c, (struct span){text, n}, err);
-    if (!rc) err->n = 0;
     free(text);
-    c->file = name;
     return rc;
 }
 
@@ -1852,10 +1956,14 @@ static int conf_load(struct conf *c, int argc, char **argv,
     const char *file = conf_file_name(argc, argv, &named);
     if (conf_read_file(c, file, named, err)) return -1;
     const char *port = getenv("PORT");
-    if (!c->count[CONF_port] &&
-        conf_add(c, CONF_port, span_of(port ? port : "8000"), err)) return -1;
+    if (!c->count[CONF_port]) {
+        buf_text(err, port ? "PORT: " : "");
+        if (conf_add(c, CONF_port, span_of(port ? port : "8000"), err))
+            return -1;
+        err->n = 0;
+    }
     for (int i = 0; i < CONF_COUNT; i++) {
-        if (c->count[i] || conf_table[i].type == CONF_IS_LIST) continue;
+        if (c->count[i] || conf_is_list(i)) continue;
         if (conf_add(c, i, span_of(conf_table[i].value), err)) return -1;
     }
     return 0;
@@ -2076,12 +2184,33 @@ static bool http_has_token(struct span list, const char *token) {
     return false;
 }
 
+/* uri-host [":" port] (RFC 9110, 7.2), as far as it can do harm. */
+static bool http_is_host(struct span host) {
+    struct span port = host;
+    bool v6 = host.n && *host.p == '[';
+    struct span name = span_cut(&port, v6 ? ']' : ':');
+    for (size_t i = v6; i < name.n; i++) {
+        char c = name.p[i];
+        bool good = v6 ? codec_nibble(c) >= 0 || c == ':' || c == '.'
+                       : http_is_token(c) || (c && strchr("();=", c));
+        if (!good) return false;
+    }
+    if (v6) {
+        if (name.n + 1 > host.n) return false;
+        if (port.n && *port.p != ':') return false;
+        span_cut(&port, ':');
+    }
+    uint64_t n;
+    return !port.n || (!codec_number(port, &n) && n < 65536);
+}
+
 /* Framing (RFC 9112, 6): nothing that two readers could read differently. */
 static enum error http_check(struct request *r) {
     struct span coding = r->header[HEADER_TRANSFER_ENCODING];
     struct span length = r->header[HEADER_CONTENT_LENGTH];
     struct span expect = r->header[HEADER_EXPECT];
     if (r->minor && !r->header[HEADER_HOST].p) return E_BAD_REQUEST;
+    if (!http_is_host(r->header[HEADER_HOST])) return E_BAD_REQUEST;
     if (coding.p) {
         if (length.p || !r->minor) return E_BAD_REQUEST;
         if (!span_is_nocase(coding, "chunked")) return E_NOT_IMPLEMENTED;
@@ -2127,13 +2256,18 @@ static int http_chunk_line(struct chunked *c, char byte) {
     if (byte == '\r') {
         c->cr = true;
     } else if (c->ext) {
-        return (byte >= ' ' && byte != 127) || byte == '\t' ? 0 : -1;
+        /* Blanks may only stand before an extension's semicolon. */
+        bool blank = byte == ' ' || byte == '\t';
+        if (c->blank && !blank && byte != ';') return -1;
+        c->blank = c->blank && blank;
+        return blank || (byte > ' ' && byte != 127) ? 0 : -1;
     } else if (digit >= 0) {
         if (c->left >> 58) return -1;
         c->left = c->left << 4 | (unsigned)digit;
         c->digits = true;
     } else if (c->digits && (byte == ';' || byte == ' ' || byte == '\t')) {
         c->ext = true;
+        c->blank = byte != ';';
     } else {
         return -1;
     }
@@ -2146,14 +2280,18 @@ static int http_chunk_trailer(struct chunked *c, char byte) {
     if (c->cr) {
         if (byte != '\n') return -1;
         if (c->blank) return 1;
-        c->cr = false;
+        c->cr = c->ext = false;
         c->blank = true;
     } else if (byte == '\r') {
         c->cr = true;
-    } else if (byte == '\n') {
-        return -1;
+        return c->blank || c->ext ? 0 : -1;
+    } else if (byte == ':' && !c->blank) {
+        c->ext = true;                   /* the name has ended */
+    } else if (c->ext) {
+        return byte != '\n' ? 0 : -1;
     } else {
         c->blank = false;
+        return http_is_token(byte) ? 0 : -1;
     }
     return 0;
 }
@@ -2166,7 +2304,7 @@ static int http_chunk_byte(struct chunked *c, char byte) {
         rc = http_chunk_line(c, byte);
         if (rc != 1) return rc;
         c->state = c->left ? CHUNK_DATA : CHUNK_TRAILER;
-        c->cr = false;
+        c->cr = c->ext = false;
         c->blank = true;
         c->line = 0;
         return 0;
@@ -2423,10 +2561,6 @@ static const struct {
 #undef X
 };
 
-static int http_error_status(enum error e) {
-    return http_errors[e].status;
-}
-
 static void http_fail(struct request *r, enum error e, const char *text) {
     struct buf body;
     http_start(r, http_errors[e].status);
@@ -2443,7 +2577,7 @@ static void http_fail(struct request *r, enum error e, const char *text) {
 
 /* ==== 12. store: repositories on the disk =================================
  *
- * prefix: store_ list_   budget: 900
+ * prefix: store_ list_   budget: 1100
  *
  * Owns DIR, whose layout stands in the README. Invariants:
  *
@@ -2598,7 +2732,7 @@ static void store_view_mark(const char *name) {
     pthread_mutex_unlock(&store.lock);
     if (known) return;
     int fd = fs_open(p.s, O_WRONLY | O_CREAT);
-    if (fd >= 0) close(fd);
+    if (fd >= 0) fs_close(fd);
 }
 
 static int store_view_recover_one(void *unused, const char *entry) {
@@ -2672,6 +2806,7 @@ static void store_check_format(const char *dir) {
 static void store_setup(const char *dir, struct shared *shared) {
     static const char *const folders[] = {
         "repos", "blobs", "blobs/sha256", "blobs/sha512", "dirty"};
+    struct path tmp;
     store.shared = shared;
     fs_open_root(dir);
     store_check_format(dir);
@@ -2681,11 +2816,10 @@ static void store_setup(const char *dir, struct shared *shared) {
     }
     if (fs_sync_dir(".")) base_die(1, "%s: %s", dir, strerror(errno));
     fs_list("uploads", store_clean_one, 0);
-    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? 0 : read(fd, store.boot, sizeof store.boot - 1);
-    if (fd >= 0) close(fd);
+    ssize_t n = base_read_file("/proc/sys/kernel/random/boot_id", store.boot,
+                               sizeof store.boot);
     /* Without it a state never counts, and bytes are always read again. */
-    if (n <= 0) base_random(store.boot, sizeof store.boot / 4);
+    if (n <= 0) fs_tmp_name(&tmp), memcpy(store.boot, tmp.s, 32);
 }
 
 static int store_blob_open(const char *name, const struct digest *d,
@@ -2697,8 +2831,8 @@ static int store_blob_open(const char *name, const struct digest *d,
         bool none = errno == ENOENT || errno == ENAMETOOLONG;
         return none ? E_BLOB_UNKNOWN : store_error("open blob", p.s);
     }
-    if (!fstat(*fd, st)) return 0;
-    close(*fd);
+    if (!fs_stat_fd(*fd, st)) return 0;
+    fs_close(*fd);
     *fd = -1;
     return store_error("stat blob", p.s);
 }
@@ -2836,7 +2970,7 @@ static int store_blob_delete(const char *name, const struct digest *d) {
     else if (!fs_unlink(p.s)) rc = store_blob_sync(name, d);
     else rc = errno == ENOENT ? E_BLOB_UNKNOWN
                               : store_error("delete", p.s);
-    close(lock);
+    fs_close(lock);
     if (!rc) store_pool_drop(d);
     return rc;
 }
@@ -2890,7 +3024,7 @@ static int store_upload_rehash(struct upload *u, enum digest_algo algo,
     digest_init(out, algo);
     while (at < size) {
         uint64_t want = size - at < cap ? size - at : cap;
-        ssize_t k = pread(u->fd, room, (size_t)want, (off_t)at);
+        ssize_t k = fs_read_at(u->fd, room, (size_t)want, at);
         if (k <= 0) break;
         digest_update(out, room, (size_t)k);
         at += (uint64_t)k;
@@ -2919,7 +3053,7 @@ static int store_upload_resume(struct upload *u, uint64_t held) {
     }
     atomic_fetch_sub(&store.shared->upload_bytes,
                      (long long)(held - u->size));
-    return held == u->size ? 0 : ftruncate(u->fd, (off_t)u->size);
+    return fs_truncate(u->fd, u->size);
 }
 
 static bool store_upload_is_id(const char *name, struct span id) {
@@ -2946,20 +3080,18 @@ static int store_upload_open(struct upload *u, const char *name,
     if (u->fd < 0)
         return errno == ENOENT ? E_UPLOAD_UNKNOWN
                                : store_error("open upload", p.s);
-    int rc = E_UPLOAD_UNKNOWN;
+    int rc = 0;
     if (fs_lock_fd(u->fd, true)) rc = E_UPLOAD_BUSY;
     /* Whoever held the lock may have committed or cancelled it. */
-    else if (fstat(u->fd, &held) || fs_stat(p.s, &named)) rc = rc;
-    else if (held.st_ino != named.st_ino) rc = E_UPLOAD_UNKNOWN;
-    else if (!store_upload_resume(u, (uint64_t)held.st_size)) rc = 0;
-    else rc = store_error("resume upload", p.s);
-    if (!rc && lseek(u->fd, 0, SEEK_END) >= 0) {
-        u->flushed = u->size;
-        return 0;
-    }
-    close(u->fd);
+    else if (fs_stat_fd(u->fd, &held) || fs_stat(p.s, &named) ||
+             held.st_ino != named.st_ino) rc = E_UPLOAD_UNKNOWN;
+    else if (store_upload_resume(u, (uint64_t)held.st_size))
+        rc = store_error("resume upload", p.s);
+    u->flushed = u->size;
+    if (!rc) return 0;
+    fs_close(u->fd);
     u->fd = -1;
-    return rc ? rc : E_STORAGE;
+    return rc;
 }
 
 static int store_upload_write(struct upload *u, const char *p, size_t n) {
@@ -2972,8 +3104,7 @@ static int store_upload_write(struct upload *u, const char *p, size_t n) {
         store_upload_path(&path, u, "");
         int rc = store_error("write upload", path.s);
         /* The part that was written is not in the hash. */
-        if (ftruncate(u->fd, (off_t)u->size)) u->hashed = false;
-        lseek(u->fd, (off_t)u->size, SEEK_SET);
+        if (fs_truncate(u->fd, u->size)) u->hashed = false;
         return rc;
     }
     digest_update(&u->hash, p, n);
@@ -2981,8 +3112,7 @@ static int store_upload_write(struct upload *u, const char *p, size_t n) {
     atomic_fetch_add(&store.shared->upload_bytes, (long long)n);
     if (u->size - u->flushed < UPLOAD_FLUSH) return 0;
     /* Early, so that the sync at the end is short. */
-    sync_file_range(u->fd, (off_t)u->flushed,
-                    (off_t)(u->size - u->flushed), SYNC_FILE_RANGE_WRITE);
+    fs_write_back(u->fd, u->flushed, u->size - u->flushed);
     u->flushed = u->size;
     return 0;
 }
@@ -2994,7 +3124,7 @@ static void store_upload_forget(struct upload *u, bool unlink_data) {
     store_upload_path(&p, u, "");
     if (unlink_data) fs_unlink(p.s);
     atomic_fetch_sub(&store.shared->upload_bytes, (long long)u->size);
-    close(u->fd);
+    fs_close(u->fd);
     u->fd = -1;
 }
 
@@ -3015,7 +3145,7 @@ static int store_upload_commit(struct upload *u, const char *name,
         store_upload_forget(u, true);
         return E_DIGEST_INVALID;
     }
-    if (fdatasync(u->fd)) return store_error("sync upload", p.s);
+    if (fs_sync(u->fd)) return store_error("sync upload", p.s);
     int rc = store_place(p.s, name, d, u->size);
     if (!rc) store_upload_forget(u, false);
     return rc;
@@ -3038,11 +3168,11 @@ static int store_upload_close(struct upload *u) {
         digest_save(&u->hash, &state);
         buf_text(&state, store.boot);
         store_upload_path(&p, u, ".state");
-        if (u->size >= UPLOAD_FLUSH) rc = fdatasync(u->fd);
+        if (u->size >= UPLOAD_FLUSH) rc = fs_sync(u->fd);
         if (!rc) rc = fs_save_quick(p.s, buf_view(&state));
         if (rc) rc = store_error("save upload", p.s);
     }
-    close(u->fd);
+    fs_close(u->fd);
     u->fd = -1;
     return rc;
 }
@@ -3077,7 +3207,7 @@ static int store_upload_sweep(void *arg, const char *name) {
         path_join(&p, "uploads/", name, ".state", (char *)0);
         fs_unlink(p.s);
     }
-    if (fd >= 0) close(fd);
+    if (fd >= 0) fs_close(fd);
     return 0;
 }
 
@@ -3159,9 +3289,9 @@ static int store_manifest_bytes(const char *name, const struct manifest *m) {
     }
     fs_tmp_name(&tmp);
     int fd = fs_create(tmp.s);
-    int rc = fd < 0 || fs_write(fd, m->bytes.p, m->bytes.n) || fdatasync(fd);
+    int rc = fd < 0 || fs_write(fd, m->bytes.p, m->bytes.n) || fs_sync(fd);
     if (rc) rc = store_error("write manifest", p.s);
-    if (fd >= 0) close(fd);
+    if (fd >= 0) fs_close(fd);
     if (!rc) rc = store_place(tmp.s, name, &m->digest, m->bytes.n);
     if (rc) fs_unlink(tmp.s);
     return rc;
@@ -3231,7 +3361,7 @@ static int store_manifest_put(const char *name, const struct manifest *m) {
     if (!rc && m->has_subject) rc = store_manifest_referrer(name, m);
     if (!rc) rc = store_manifest_record(name, m);
     if (!rc) rc = store_manifest_tags(name, m);
-    close(lock);
+    fs_close(lock);
     store_view_mark(name);
     return rc;
 }
@@ -3272,7 +3402,7 @@ static int store_tag_delete(const char *name, const char *tag) {
         rc = errno == ENOENT ? E_MANIFEST_UNKNOWN
                              : store_error("delete tag", p.s);
     }
-    close(lock);
+    fs_close(lock);
     if (!rc) store_view_mark(name);
     return rc;
 }
@@ -3327,7 +3457,7 @@ static int store_manifest_delete(const char *name,
     int lock, rc = store_repo_lock(name, &lock);
     if (rc) return rc;
     rc = store_manifest_remove(name, d);
-    close(lock);
+    fs_close(lock);
     if (!rc) store_view_mark(name);
     return rc;
 }
@@ -3476,14 +3606,15 @@ static bool store_referrer_is(struct arena *a, struct span descriptor,
 }
 
 static int store_referrers(const char *name, const struct digest *subject,
-                           struct span artifact_type, struct span last,
-                           struct buf *out, struct span *next) {
+                           struct referrers *page) {
     struct path p;
     struct stat st;
-    struct list list = {.arena = out->arena, .max = SIZE_MAX, .last = last};
+    struct buf *out = page->out;
+    struct list list = {.arena = out->arena, .max = SIZE_MAX,
+                        .last = page->last};
     char *text = arena_alloc(out->arena, DESCRIPTOR_MAX);
     bool first = true;
-    *next = (struct span){0, 0};
+    page->next = (struct span){0, 0};
     store_referrer_path(&p, name, subject, 0);
     if (fs_list(p.s, list_collect, &list)) {
         bool none = errno == ENOENT || errno == ENAMETOOLONG;
@@ -3498,10 +3629,11 @@ static int store_referrers(const char *name, const struct digest *subject,
         ssize_t n = fs_load(p.s, text, DESCRIPTOR_MAX);
         if (n <= 0) continue;
         struct span one = {text, (size_t)n};
-        if (artifact_type.n &&
-            !store_referrer_is(out->arena, one, artifact_type)) continue;
+        if (page->artifact_type.n &&
+            !store_referrer_is(out->arena, one, page->artifact_type))
+            continue;
         if (!first && out->n + one.n + 1 > REFERRERS_PAGE) {
-            *next = list.names[i - 1];
+            page->next = list.names[i - 1];
             break;
         }
         if (!first) buf_text(out, ",");
@@ -3609,7 +3741,7 @@ static int store_view_write(const char *name) {
     if (!v.failed) fs_list(p.s, store_view_untagged, &v);
     buf_text(&v.out, "]}\n");
     if (!v.failed) store_view_flush(&v, 0);
-    if (v.fd >= 0) close(v.fd);
+    if (v.fd >= 0) fs_close(v.fd);
     store_repo_path(&p, name, "index.json");
     if (!v.failed) v.failed = fs_rename(tmp.s, p.s) != 0;
     if (v.failed) {
@@ -3618,13 +3750,13 @@ static int store_view_write(const char *name) {
     }
     buf_free(&v.out);
     free(v.tagged);
-    close(lock);
+    fs_close(lock);
     return v.failed ? -1 : 0;
 }
 
 /* ==== 13. v2: the OCI distribution API ====================================
  *
- * prefix: v2_   budget: 560
+ * prefix: v2_   budget: 640
  *
  * distribution-spec 1.1 and its drafts (several tags in one PUT, an
  * upload's algorithm, cancelling). What is stored is served as it came:
@@ -3804,7 +3936,7 @@ static void v2_blob_head(struct request *r) {
     int fd;
     if (v2_ref_digest(r, &d) && !r->conf->number[CONF_read_only] &&
         !store_blob_open(r->name, &d, &fd, &st)) {
-        close(fd);
+        fs_close(fd);
         if (base_wall_ms() / 1000 - st.st_mtim.tv_sec > 60)
             store_blob_touch(r->name, &d);
     }
@@ -4028,8 +4160,8 @@ static void v2_manifest_get(struct request *r) {
         return;
     }
     /* Never served: it may be pushed again. */
-    if (!rc) close(fd);
-    log_event(LOG_ERROR, "store.damaged", "repository", r->name, "digest",
+    if (!rc) fs_close(fd);
+    log_event(LOG_ERROR, "manifest.damaged", "repository", r->name, "digest",
               m.digest.hex, (char *)0);
     http_fail(r, E_MANIFEST_UNKNOWN, 0);
 }
@@ -4136,7 +4268,6 @@ static bool v2_field(struct json *j, struct span key, struct v2_fields *f) {
 }
 
 #define V2_OCI "application/vnd.oci.image."
-#define V2_DOCKER "application/vnd.docker.distribution."
 
 /* The media type: Content-Type, which must not contradict the manifest's
  * own; without one, what the manifest says or looks like. */
@@ -4160,13 +4291,7 @@ static int v2_media_type(struct span content_type, struct v2_fields *f,
     }
     memcpy(m->media_type, type.p, type.n);
     m->media_type[type.n] = 0;
-    bool image = span_is(type, V2_OCI "manifest.v1+json") ||
-                 span_is(type, V2_DOCKER "manifest.v2+json");
-    bool index = span_is(type, V2_OCI "index.v1+json") ||
-                 span_is(type, V2_DOCKER "manifest.list.v2+json");
-    if (image && !f->config) f->why = "an image's manifest has no config";
-    if (index && !f->manifests) f->why = "an index has no manifests";
-    return f->why ? -1 : 0;
+    return 0;
 }
 
 /* What the referrers list will show (distribution-spec, "Listing
@@ -4257,6 +4382,15 @@ static void v2_manifest_created(struct request *r,
     http_send_empty(r);
 }
 
+/* What can be refused before the manifest is sent. */
+static void v2_manifest_begin(struct request *r) {
+    struct digest d;
+    int rc = 0;
+    if (v2_is_digest(r->ref)) rc = digest_parse(r->ref, &d);
+    else if (!name_is_tag(r->ref)) rc = E_TAG_INVALID;
+    if (rc) http_fail(r, (enum error)rc, 0);
+}
+
 static void v2_manifest_put(struct request *r) {
     struct manifest *m = arena_alloc(&r->arena, sizeof *m);
     struct digest wanted = {.algo = DIGEST_SHA256};
@@ -4299,15 +4433,17 @@ static void v2_manifest_delete(struct request *r) {
 
 static void v2_referrers(struct request *r) {
     struct digest subject;
-    struct span type = {0, 0}, last = {0, 0}, next;
+    struct referrers page = {.artifact_type = {0, 0}};
     struct buf out;
     if (!v2_ref_digest(r, &subject)) return;
-    bool filtered = http_query(r, "artifactType", &type) && type.n;
-    http_query(r, "last", &last);
+    bool filtered = http_query(r, "artifactType", &page.artifact_type) &&
+                    page.artifact_type.n;
+    http_query(r, "last", &page.last);
+    page.out = &out;
     buf_init(&out, &r->arena, REFERRERS_PAGE + DESCRIPTOR_MAX + 1024);
     buf_text(&out, "{\"schemaVersion\":2,\"mediaType\":\"" V2_OCI
              "index.v1+json\",\"manifests\":[");
-    int rc = store_referrers(r->name, &subject, type, last, &out, &next);
+    int rc = store_referrers(r->name, &subject, &page);
     if (rc) {
         http_fail(r, (enum error)rc, 0);
         return;
@@ -4315,15 +4451,15 @@ static void v2_referrers(struct request *r) {
     buf_text(&out, "]}\n");
     http_start(r, 200);
     if (filtered) http_header(r, "OCI-Filters-Applied", "artifactType");
-    if (next.n) {
+    if (page.next.n) {
         struct buf more;
         buf_init(&more, &r->arena, 2 << 10);
         if (filtered) {
             buf_text(&more, "&artifactType=");
-            codec_put_percent(&more, type);
+            codec_put_percent(&more, page.artifact_type);
         }
         buf_put(&more, "", 1);
-        v2_link(r, next, more.p);
+        v2_link(r, page.next, more.p);
     }
     http_send_bytes(r, V2_OCI "index.v1+json", buf_view(&out));
 }
@@ -4362,7 +4498,7 @@ static const struct route routes_table[] = {
     {"GET", "/v2/_catalog", v2_catalog, 0, ROUTE_V2 | ROUTE_DISK, BODY_NONE},
     {"GET", "/v2/<name>/manifests/<ref>", v2_manifest_get, 0, ROUTE_V2,
      BODY_NONE},
-    {"PUT", "/v2/<name>/manifests/<ref>", v2_manifest_put, 0,
+    {"PUT", "/v2/<name>/manifests/<ref>", v2_manifest_put, v2_manifest_begin,
      ROUTE_V2 | ROUTE_DISK | ROUTE_WRITE, BODY_MEMORY},
     {"DELETE", "/v2/<name>/manifests/<ref>", v2_manifest_delete, 0,
      ROUTE_V2 | ROUTE_DISK | ROUTE_WRITE, BODY_NONE},
@@ -4520,7 +4656,7 @@ static void routes_headers(struct request *r) {
 
 /* ==== 16. conn: one connection's life =====================================
  *
- * prefix: conn_   budget: 760
+ * prefix: conn_   budget: 900
  *
  *            +--------------------------------------------+
  *            v                                            |
@@ -4571,6 +4707,7 @@ struct conn {
     enum conn_state state;
     bool busy, gone, listed;
     bool again;                  /* the next request may be in `in` */
+    uint8_t blank;               /* bytes of empty lines before a head */
     unsigned index;
     uint64_t deadline_ms, active_ms;
     struct buf in;               /* received, not looked at yet */
@@ -5262,7 +5399,10 @@ static void conn_body_start(struct conn *c, bool body) {
     conn_enter(c, CONN_BODY);
     if (r->route->body == BODY_MEMORY) {
         size_t n = r->has_length ? (size_t)r->length : MANIFEST_MAX;
-        if (r->length > MANIFEST_MAX)
+        w->begun = true;
+        if (r->route->begin) r->route->begin(r);
+        if (r->status) n = 0;
+        else if (r->length > MANIFEST_MAX)
             http_fail(r, E_TOO_LARGE, "a manifest has at most 4 MiB");
         else if (conns.bodies + n > BODY_MEMORY_MAX) http_fail(r, E_BUSY, 0);
         else conns.bodies += w->reserved = n;
@@ -5320,6 +5460,7 @@ static ssize_t conn_take_head(struct conn *c, struct span s) {
         struct request *r = c->r = conn_request_new(c);
         struct span head = {arena_text(&r->arena, (struct span){s.p, n}), n};
         c->scanned = 0;
+        c->blank = 0;
         if (http_parse(r, head, &e) == HTTP_OK) return (ssize_t)n;
     }
     c->in.n = 0;
@@ -5336,6 +5477,11 @@ static void conn_after(struct conn *c) {
     while (c->in.n >= 2 && !c->scanned && !memcmp(c->in.p, "\r\n", 2)) {
         c->in.n -= 2;                    /* RFC 9112, 2.2 */
         memmove(c->in.p, c->in.p + 2, c->in.n);
+        c->blank += 2;
+        if (c->blank > HTTP_BLANK_MAX) {
+            conn_refuse(c, E_BAD_REQUEST);
+            return;
+        }
     }
     if (!c->in.n) {
         buf_free(&c->in);
@@ -5641,7 +5787,7 @@ static _Noreturn void worker_run(const struct conf *conf,
 
 /* ==== 19. supervisor: listeners, workers, signals =========================
  *
- * prefix: supervisor_ listen_   budget: 480
+ * prefix: supervisor_ listen_   budget: 460
  *
  * Binds every listener once, without SO_REUSEPORT, so that a second dims on
  * a port fails instead of sharing it. Workers inherit them. SIGHUP: new
@@ -5724,8 +5870,6 @@ static int listen_bind(const union listen_address *a, socklen_t n) {
 static void listen_unix(const char *path) {
     union listen_address a = {.un = {.sun_family = AF_UNIX}};
     struct stat st;
-    if (!*path || strlen(path) >= sizeof a.un.sun_path)
-        base_die(2, "listen: 'unix:%s' is not a socket's path", path);
     memcpy(a.un.sun_path, path, strlen(path));
     /* A socket that nobody answers on was left behind by a crash. */
     if (!stat(path, &st) && S_ISSOCK(st.st_mode)) {
@@ -5759,19 +5903,11 @@ static socklen_t listen_parse(const char *ip, unsigned port,
 static void listen_ip(const char *ip, unsigned port) {
     union listen_address a;
     socklen_t n = listen_parse(ip, port, &a);
-    if (!n) base_die(2, "listen: '%s' is not an address", ip);
     int fd = listen_bind(&a, n);
     if (fd < 0)
         base_die(1, "cannot listen on %s port %u: %s", ip, port,
                  strerror(errno));
     listen_add(fd);
-}
-
-static unsigned listen_port(struct span s) {
-    uint64_t port;
-    if (codec_number(s, &port) || port > 65535)
-        base_die(2, "port: '%.*s' is not a port", (int)s.n, s.p);
-    return (unsigned)port;
 }
 
 /* Both loopbacks; with port 0 the same free port on each. A box without
@@ -5800,34 +5936,21 @@ static void listen_loopback(unsigned port) {
     base_die(1, "cannot listen on ::1 port %u: %s", port, strerror(errno));
 }
 
-/* One value of --listen: ADDR, ADDR:PORT, [V6], [V6]:PORT or unix:PATH. */
+static unsigned listen_port(const struct conf *conf, int index) {
+    uint16_t port = 0;
+    conf_port_parse(span_of(conf->text[CONF_port][index]), &port);
+    return port;
+}
+
 static void listen_value(const char *value, const struct conf *conf) {
-    char ip[64];
-    struct span rest = span_of(value), address;
-    if (span_starts(rest, "unix:")) {
-        listen_unix(value + 5);
-        return;
+    struct conf_listen listen;
+    conf_listen_parse(value, &listen);
+    if (listen.path) listen_unix(listen.path);
+    else if (listen.has_port) listen_ip(listen.ip, listen.port);
+    for (int i = 0; i < conf->count[CONF_port]; i++) {
+        if (listen.path || listen.has_port) break;
+        listen_ip(listen.ip, listen_port(conf, i));
     }
-    bool bracket = *value == '[';
-    if (bracket) {
-        rest.p++, rest.n--;
-        address = span_cut(&rest, ']');
-        if (rest.n && *rest.p != ':')
-            base_die(2, "listen: '%s' is not an address", value);
-        if (rest.n) rest.p++, rest.n--;
-    } else {
-        const char *colon = strchr(value, ':');
-        bool v6 = colon && strchr(colon + 1, ':');
-        address = v6 ? rest : span_cut(&rest, ':');
-        if (v6) rest.n = 0;
-    }
-    snprintf(ip, sizeof ip, "%.*s", (int)address.n, address.p);
-    if (rest.n) {
-        listen_ip(ip, listen_port(rest));
-        return;
-    }
-    for (int i = 0; i < conf->count[CONF_port]; i++)
-        listen_ip(ip, listen_port(span_of(conf->text[CONF_port][i])));
 }
 
 /* Sockets that systemd has opened (sd_listen_fds(3)). */
@@ -5847,14 +5970,12 @@ static bool listen_inherited(void) {
 }
 
 static void listen_all(const struct conf *conf) {
-    for (int i = 0; i < conf->count[CONF_port]; i++)
-        listen_port(span_of(conf->text[CONF_port][i]));
     if (listen_inherited()) return;
     for (int i = 0; i < conf->count[CONF_listen]; i++)
         listen_value(conf->text[CONF_listen][i], conf);
     if (conf->count[CONF_listen]) return;
     for (int i = 0; i < conf->count[CONF_port]; i++)
-        listen_loopback(listen_port(span_of(conf->text[CONF_port][i])));
+        listen_loopback(listen_port(conf, i));
 }
 
 /* sd_notify(3): one datagram; nobody listens: nothing happens. */
@@ -5895,7 +6016,7 @@ static void supervisor_drop(const struct conf *conf) {
 static unsigned supervisor_count(const struct conf *conf) {
     uint64_t n = conf->number[CONF_workers];
     cpu_set_t cpus;
-    if (n) return n < WORKERS_LIMIT ? (unsigned)n : WORKERS_LIMIT;
+    if (n) return (unsigned)n;
     n = sched_getaffinity(0, sizeof cpus, &cpus) ? 1
         : (unsigned)CPU_COUNT(&cpus);
     return n < WORKERS_MIN ? WORKERS_MIN : n > WORKERS_MAX ? WORKERS_MAX
@@ -6184,7 +6305,7 @@ static int cli_run(int argc, char **argv) {
     return rc;
 }
 
-/* ==== 21. main ============================================================
+/* ==== 21. main: the door ==================================================
  *
  * prefix: main   budget: 10
  */

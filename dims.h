@@ -29,6 +29,7 @@
 /* Every size, count, depth and time that a client or a file can drive. */
 enum {
     HTTP_HEAD_MAX = 32 << 10,       /* request line and headers, bytes */
+    HTTP_BLANK_MAX = 16,            /* empty lines before a request, bytes */
     HTTP_HEADERS_MAX = 100,         /* header fields a request */
     HTTP_CHUNK_LINE_MAX = 1 << 10,  /* a chunk's size line with extensions */
     HTTP_TRAILER_MAX = 8 << 10,     /* trailer section after the last chunk */
@@ -102,7 +103,7 @@ enum {
     X(PAGE_INVALID, 400, "PAGINATION_NUMBER_INVALID", \
       "n is not a number of entries") \
     X(ORIGIN, 403, "DENIED", "a page of another origin may not change this") \
-    X(NOT_FOUND, 404, "NOT_FOUND", "there is nothing here") \
+    X(NOT_FOUND, 404, "NAME_UNKNOWN", "there is nothing here") \
     X(NAME_UNKNOWN, 404, "NAME_UNKNOWN", "no such repository") \
     X(BLOB_UNKNOWN, 404, "BLOB_UNKNOWN", "no such blob") \
     X(MANIFEST_UNKNOWN, 404, "MANIFEST_UNKNOWN", "no such manifest") \
@@ -156,14 +157,14 @@ enum header {
 /* name, letter, argument, type, default, help. The flag is the name with
  * dashes, the config key is the same, the variable DIMS_NAME. */
 #define CONF_OPTIONS(X) \
-    X(port, 'p', "N", LIST, "", \
+    X(port, 'p', "N", PORT, "", \
       "port, repeatable; 0 picks a free one; default $PORT, else 8000") \
-    X(listen, 0, "ADDR", LIST, "", \
+    X(listen, 0, "ADDR", LISTEN, "", \
       "address, ADDR:PORT, [V6]:PORT or unix:PATH, repeatable; " \
       "default: both loopbacks") \
     X(dir, 'd', "DIR", TEXT, "./dims-data", \
       "where everything is kept") \
-    X(workers, 0, "N", NUMBER, "0", \
+    X(workers, 0, "N", NUMBER(64), "0", \
       "worker processes; 0: as many as CPUs, 2 to 8") \
     X(max_blob, 0, "SIZE", SIZE, "0", \
       "largest blob; 0: no limit") \
@@ -173,7 +174,7 @@ enum header {
       "bytes that all unfinished uploads may hold; 0: no limit") \
     X(upload_expire, 0, "SPAN", SPAN, "24h", \
       "an upload without news for so long is removed") \
-    X(max_connections, 0, "N", NUMBER, "10000", \
+    X(max_connections, 0, "N", NUMBER(1000000), "10000", \
       "open connections of one worker") \
     X(read_only, 0, 0, BOOL, "off", \
       "serve, change nothing") \
@@ -365,11 +366,13 @@ static _Noreturn void base_die(int code, const char *fmt, ...)
  * that a client drives is capped before. */
 static void *base_alloc(size_t n);
 static void *base_realloc(void *p, size_t n);
-static char *base_strdup(const char *s);
 static uint64_t base_now_ms(void);
 static uint64_t base_now_us(void);
 static int64_t base_wall_ms(void);
 static void base_random(void *p, size_t n);
+/* A file outside DIR, up to cap-1 bytes, terminated: their number or -1;
+ * EFBIG where it has more. */
+static ssize_t base_read_file(const char *name, char *out, size_t cap);
 
 /* ---- 2. text: borrowed spans, owned buffers, an arena, paths ------------- */
 
@@ -403,6 +406,8 @@ static void path_join(struct path *p, const char *first, ...)
 /* ---- 3. codec: hex, numbers, percent, time, JSON strings ----------------- */
 
 static void codec_hex(char *out, const uint8_t *p, size_t n);
+/* 0 to 15, or -1. */
+static int codec_nibble(char c);
 static int codec_unhex(uint8_t *out, struct span s);
 /* Digits only, the whole span, no overflow. */
 static int codec_number(struct span s, uint64_t *out);
@@ -486,7 +491,16 @@ static int fs_open(const char *path, int flags);
 static int fs_create(const char *path);
 /* Up to cap-1 bytes, terminated; their number or -1. */
 static ssize_t fs_load(const char *path, char *out, size_t cap);
+static void fs_close(int fd);
+/* errno is kept over a close that follows a failure. */
 static int fs_write(int fd, const void *p, size_t n);
+static ssize_t fs_read_at(int fd, void *p, size_t n, uint64_t at);
+/* Cuts or sets the length and goes on writing there. */
+static int fs_truncate(int fd, uint64_t size);
+static int fs_sync(int fd);
+/* Starts writing these bytes back without waiting for it. */
+static void fs_write_back(int fd, uint64_t from, uint64_t n);
+static int fs_stat_fd(int fd, struct stat *st);
 /* tmp, write, fdatasync, rename, fsync of the folder. */
 static int fs_save(const char *path, struct span bytes);
 /* The same without any sync: for what can be made again. */
@@ -530,6 +544,17 @@ static bool conf_wants(int argc, char **argv, const char *flag);
 static int conf_parse_file(struct conf *c, struct span text,
                            struct buf *err);
 static void conf_free(struct conf *c);
+
+/* What a --listen says: a Unix socket's path, or an address. */
+struct conf_listen {
+    const char *path;    /* borrowed; 0: an address */
+    char ip[64];
+    bool has_port;
+    uint16_t port;
+};
+
+static int conf_listen_parse(const char *value, struct conf_listen *out);
+static int conf_port_parse(struct span s, uint16_t *out);
 
 /* ---- 10. name: the grammars ---------------------------------------------- */
 
@@ -587,7 +612,6 @@ static void http_send_stream(struct request *r, const char *type,
 /* Drops what was started and answers with the OCI error body. `text`
  * may be 0. */
 static void http_fail(struct request *r, enum error e, const char *text);
-static int http_error_status(enum error e);
 static const char *http_reason(int status);
 
 /* ---- 12. store: repositories on the disk --------------------------------- */
@@ -667,11 +691,16 @@ static int store_tag_delete(const char *name, const char *tag);
 static bool store_repo_exists(const char *name);
 static int store_tags(const char *name, struct list *out);
 static int store_repos(struct list *out);
-/* Appends descriptors, comma separated, of those after `last`; *next is
- * set where there are more than fit. */
+/* One page of referrers: descriptors, comma separated, of those after
+ * `last`; `next` is set where there are more than fit. */
+struct referrers {
+    struct span artifact_type;   /* empty: any */
+    struct span last, next;
+    struct buf *out;
+};
+
 static int store_referrers(const char *name, const struct digest *subject,
-                           struct span artifact_type, struct span last,
-                           struct buf *out, struct span *next);
+                           struct referrers *page);
 /* Repositories whose index.json is behind: the next that is due, or with
  * `all` any, into `name`; false: none. `wait_ms` is when to ask again. */
 static bool store_view_due(char *name, bool all, uint64_t *wait_ms);
@@ -684,6 +713,7 @@ static void store_view_recover(void);
 static void v2_ping(struct request *r);
 static void v2_catalog(struct request *r);
 static void v2_blob_get(struct request *r);
+static void v2_blob_head(struct request *r);
 static void v2_blob_delete(struct request *r);
 static void v2_upload_post_begin(struct request *r);
 static void v2_upload_post(struct request *r);
@@ -693,6 +723,7 @@ static void v2_upload_put(struct request *r);
 static void v2_upload_get(struct request *r);
 static void v2_upload_delete(struct request *r);
 static void v2_manifest_get(struct request *r);
+static void v2_manifest_begin(struct request *r);
 static void v2_manifest_put(struct request *r);
 static void v2_manifest_delete(struct request *r);
 static void v2_tags(struct request *r);
@@ -751,6 +782,6 @@ static int supervisor_run(struct conf *conf, int argc, char **argv);
 
 static int cli_run(int argc, char **argv);
 
-/* ---- 21. main ------------------------------------------------------------ */
+/* ---- 21. main: the door -------------------------------------------------- */
 
 #endif

@@ -42,8 +42,8 @@ CODE_MAX = {"dims.c": 10000, "dims.h": 2000}    # no blanks, no comments
 BUDGET_SLACK = 1.10
 
 SYSTEM_ROOMS = set("""
-    base log digest fs pool tls event hook ldap aws proxy conn worker
-    supervisor cli main""".split())
+    base log digest fs pool tls event hook ldap aws proxy conn job
+    worker supervisor cli main""".split())
 
 # What reaches the kernel: all but memory and threads. stdio and the resolver
 # are here too, because they block.
