@@ -1304,7 +1304,10 @@ static ssize_t fs_read_at(int fd, void *p, size_t n, uint64_t at) {
 }
 
 static int fs_truncate(int fd, uint64_t size) {
-    if (ftruncate(fd, (off_t)size)) return -1;
+    /* Cutting nothing off would still change the file's time. */
+    off_t end = lseek(fd, 0, SEEK_END);
+    if (end < 0 || ((uint64_t)end != size && ftruncate(fd, (off_t)size)))
+        return -1;
     return lseek(fd, (off_t)size, SEEK_SET) < 0 ? -1 : 0;
 }
 
@@ -2370,6 +2373,15 @@ static bool http_query(struct request *r, const char *key,
     return http_query_at(r, key, 0, out);
 }
 
+/* A position too large for 64 bits is past every end. */
+static int http_range_number(struct span s, uint64_t *out) {
+    for (size_t i = 0; i < s.n; i++) {
+        if (s.p[i] < '0' || s.p[i] > '9') return -1;
+    }
+    if (codec_number(s, out)) *out = UINT64_MAX;
+    return s.n ? 0 : -1;
+}
+
 /* One range-spec (RFC 9110, 14.1.2): 1 usable, 0 not satisfiable, -1 none. */
 static int http_range(struct span spec, uint64_t size,
                       struct http_range *out) {
@@ -2378,13 +2390,13 @@ static int http_range(struct span spec, uint64_t size,
     struct span last = spec, first = span_trim(span_cut(&last, '-'));
     last = span_trim(last);
     if (!dash || (!first.n && !last.n)) return -1;
-    if (last.n && codec_number(last, &to)) return -1;
+    if (last.n && http_range_number(last, &to)) return -1;
     if (!first.n) {
         from = to < size ? size - to : 0;
         *out = (struct http_range){from, size - 1};
         return to && size ? 1 : 0;
     }
-    if (codec_number(first, &from)) return -1;
+    if (http_range_number(first, &from)) return -1;
     if (from >= size || to < from) return 0;
     *out = (struct http_range){from, to < size ? to : size - 1};
     return 1;
@@ -2402,11 +2414,16 @@ static enum http_result http_ranges(struct request *r, uint64_t size,
     for (size_t i = 0; i < rest.n; i++) commas += rest.p[i] == ',';
     if (commas >= HTTP_RANGES_MAX) return HTTP_MORE;
     *out = arena_alloc(&r->arena, (commas + 1) * sizeof **out);
+    uint64_t sum = 0;
     while (rest.n) {
         struct span spec = span_trim(span_cut(&rest, ','));
         int rc = spec.n ? http_range(spec, size, *out + *count) : 0;
         if (rc < 0) return HTTP_MORE;
-        *count += rc > 0;
+        if (!rc) continue;
+        sum += (*out)[*count].to - (*out)[*count].from + 1;
+        ++*count;
+        /* More than the whole (RFC 9110, 14.2): the whole, then. */
+        if (sum > size) return HTTP_MORE;
     }
     return *count ? HTTP_OK : HTTP_BAD;
 }
@@ -2485,7 +2502,7 @@ static void http_send_parts(struct request *r, uint64_t size,
     for (unsigned i = 0; i <= count; i++) {
         struct buf part;
         buf_init(&part, &r->arena, 512);
-        buf_printf(&part, "\r\n--%s", boundary);
+        buf_printf(&part, "%s--%s", i ? "\r\n" : "", boundary);
         if (i == count) {
             buf_text(&part, "--\r\n");
         } else {
@@ -2510,8 +2527,8 @@ static void http_send_parts(struct request *r, uint64_t size,
     http_header_number(r, "Content-Length", total);
 }
 
-static void http_send_file(struct request *r, int fd, uint64_t size,
-                           bool ranges) {
+static void http_send_file(struct request *r, const char *type, int fd,
+                           uint64_t size, bool ranges) {
     struct http_range *range = 0;
     unsigned count = 0;
     enum http_result use = ranges ? http_ranges(r, size, &range, &count)
@@ -2525,12 +2542,13 @@ static void http_send_file(struct request *r, int fd, uint64_t size,
         return;
     }
     if (use == HTTP_OK) r->status = 206;
-    if (count > 1) {
+    if (use == HTTP_OK && count > 1) {
         http_send_parts(r, size, range, count);
         return;
     }
+    http_header(r, "Content-Type", type);
     struct seg all = {.len = size};
-    if (count) {
+    if (use == HTTP_OK) {
         all = (struct seg){.off = range->from,
                            .len = range->to - range->from + 1};
         buf_printf(&r->head, "Content-Range: bytes %llu-%llu/%llu\r\n",
@@ -2988,11 +3006,17 @@ static void store_upload_repo(const char *name, char out[17]) {
     out[16] = 0;
 }
 
-static int store_upload_room(void) {
-    uint64_t held = (uint64_t)atomic_load(&store.shared->upload_bytes);
-    if (store.limits.max_uploads && held > store.limits.max_uploads)
-        return E_FULL;
-    return fs_free_bytes() < store.limits.min_free ? E_FULL : 0;
+static bool store_upload_over(uint64_t n) {
+    long long held = atomic_load(&store.shared->upload_bytes);
+    uint64_t max = store.limits.max_uploads;
+    return max && (n > max || (uint64_t)(held > 0 ? held : 0) > max - n);
+}
+
+static int store_upload_room(uint64_t n) {
+    uint64_t room = fs_free_bytes();
+    if (store_upload_over(n)) return E_FULL;
+    return room < store.limits.min_free || room - store.limits.min_free < n
+           ? E_FULL : 0;
 }
 
 static int store_upload_create(struct upload *u, const char *name,
@@ -3000,8 +3024,6 @@ static int store_upload_create(struct upload *u, const char *name,
     uint8_t random[16];
     char hex[33], repo[17];
     struct path p;
-    int rc = store_upload_room();
-    if (rc) return rc;
     base_random(random, sizeof random);
     codec_hex(hex, random, sizeof random);
     store_upload_repo(name, repo);
@@ -3099,7 +3121,7 @@ static int store_upload_write(struct upload *u, const char *p, size_t n) {
     uint64_t max = store.limits.max_blob;
     if (max && n > max - (u->size < max ? u->size : max)) return E_TOO_LARGE;
     bool first = u->size == u->flushed;
-    if (first && store_upload_room()) return E_FULL;
+    if (first ? store_upload_room(n) : store_upload_over(n)) return E_FULL;
     if (fs_write(u->fd, p, n)) {
         store_upload_path(&path, u, "");
         int rc = store_error("write upload", path.s);
@@ -3920,12 +3942,8 @@ static void v2_blob_get(struct request *r) {
     http_header(r, "Accept-Ranges", "bytes");
     v2_digest_header(r, &d);
     v2_etag(r, &d);
-    struct http_range *ranges;
-    unsigned count;
-    bool one = http_ranges(r, (uint64_t)st.st_size, &ranges, &count) !=
-               HTTP_OK || count == 1;
-    if (one) http_header(r, "Content-Type", "application/octet-stream");
-    http_send_file(r, fd, (uint64_t)st.st_size, true);
+    http_send_file(r, "application/octet-stream", fd, (uint64_t)st.st_size,
+                   true);
 }
 
 /* "It is there" must stay true until the manifest comes: the time that
@@ -3985,12 +4003,13 @@ static void v2_upload_commit(struct request *r, const struct digest *d) {
 
 /* A body that is announced too large is refused before it is sent. */
 static bool v2_upload_fits(struct request *r) {
-    uint64_t max = r->conf->number[CONF_max_blob];
-    if (!max || !r->has_length) return true;
-    if (r->upload.size <= max && r->length <= max - r->upload.size)
-        return true;
-    http_fail(r, E_TOO_LARGE, "larger than this server's max-blob");
-    return false;
+    uint64_t max = r->conf->number[CONF_max_blob], size = r->upload.size;
+    int rc = 0;
+    if (max && (size > max || r->length > max - size)) rc = E_TOO_LARGE;
+    else rc = store_upload_room(r->length);
+    if (rc) http_fail(r, (enum error)rc, rc == E_TOO_LARGE
+                      ? "larger than this server's max-blob" : 0);
+    return !rc;
 }
 
 /* ?mount=&from=: true when that answered the request. What cannot be
@@ -4065,7 +4084,11 @@ static bool v2_upload_range(struct request *r) {
         http_fail(r, E_BAD_REQUEST, "not a Content-Range");
         return false;
     }
-    if (first != r->upload.size || last < first) {
+    if (last < first) {
+        http_fail(r, E_BAD_REQUEST, "not a Content-Range");
+        return false;
+    }
+    if (first != r->upload.size) {
         v2_upload_state(r, 416);
         return false;
     }
@@ -4139,10 +4162,9 @@ static int v2_manifest_find(struct request *r, struct record *m) {
 static void v2_manifest_send(struct request *r, const struct record *m,
                              int fd) {
     http_start(r, 200);
-    http_header(r, "Content-Type", m->media_type);
     v2_digest_header(r, &m->digest);
     v2_etag(r, &m->digest);
-    http_send_file(r, fd, m->size, false);
+    http_send_file(r, m->media_type, fd, m->size, false);
 }
 
 static void v2_manifest_get(struct request *r) {
@@ -5281,7 +5303,7 @@ static char *conn_body_room(struct conn *c, size_t *cap) {
     size_t want = r->has_length ? (size_t)w->left : 16 << 10;
     if (!r->body.max) buf_init(&r->body, 0, MANIFEST_MAX + (16 << 10));
     if (want > 64 << 10) want = 64 << 10;
-    if (r->body.n > MANIFEST_MAX || !buf_reserve(&r->body, want)) {
+    if (!buf_reserve(&r->body, want)) {
         w->bad = E_TOO_LARGE;
         w->why = "a manifest has at most 4 MiB";
         return 0;
@@ -5339,6 +5361,8 @@ static void conn_body_pass(struct conn *c) {
         /* While one chunk is written the other one may fill. */
         conn_want(c, !w->ended && w->fill_n < UPLOAD_CHUNK);
         if (w->last) conn_enter(c, CONN_WORK);
+    } else if (r->body.n > MANIFEST_MAX) {
+        conn_body_bad(c, E_TOO_LARGE, "a manifest has at most 4 MiB");
     } else if (w->ended) {
         conn_enter(c, CONN_WORK);
         w->last = true;
@@ -5665,11 +5689,15 @@ static void conn_turn(struct conn_extra *extra, unsigned count,
     conn_bury();
 }
 
-static void conn_drain(void) {
+static void conn_drain(bool idle) {
+    char byte;
     conns.draining = true;
-    for (unsigned i = conns.count; i-- > 0;) {
+    for (unsigned i = conns.count; i-- > 0 && idle;) {
         struct conn *c = conns.all[i];
-        if (c->state == CONN_IDLE || c->state == CONN_LINGER) conn_close(c);
+        if (c->state == CONN_LINGER) conn_close(c);
+        else if (c->state != CONN_IDLE) continue;
+        /* A request that has arrived is in flight. */
+        else if (recv(c->fd, &byte, 1, MSG_PEEK) <= 0) conn_close(c);
     }
 }
 
@@ -5705,7 +5733,8 @@ static void job_sweep(const struct conf *c) {
 static struct {
     struct pool_job job;         /* first: writes one index.json */
     char name[NAME_MAX_LEN + 1];
-    bool busy, draining;
+    bool busy;
+    char draining;               /* 'S' or 'R', see worker_control */
     uint64_t deadline_ms;
     const struct conf *conf;
 } worker;
@@ -5732,17 +5761,19 @@ static uint64_t worker_views(void) {
     return UINT64_MAX;
 }
 
-/* A byte from the supervisor says drain; its end says: now. */
+/* 'S' says stop: what is under way has until the deadline. 'R' says that
+ * others took over: nobody is cut off, what is idle has until then. The
+ * supervisor's end is ours. */
 static void worker_control(int fd) {
     char byte;
     ssize_t n = recv(fd, &byte, 1, MSG_DONTWAIT);
     if (n < 0 && errno == EAGAIN) return;
     if (n <= 0) _exit(1);
-    if (worker.draining) return;
-    worker.draining = true;
+    if (worker.draining == 'S') return;
+    worker.draining = byte;
     worker.deadline_ms = base_now_ms() +
                          worker.conf->number[CONF_stop_timeout];
-    conn_drain();
+    conn_drain(byte == 'S');
 }
 
 static void worker_pool(int fd) {
@@ -5781,6 +5812,8 @@ static _Noreturn void worker_run(const struct conf *conf,
         /* The supervisor has closed its own; the port is free with ours. */
         for (; n > 2; n--) close(extra[n - 1].fd);
         bool late = base_now_ms() >= worker.deadline_ms;
+        if (late && worker.draining == 'R') conn_drain(true);
+        late = late && worker.draining == 'S';
         if ((!conn_count() && !worker.busy) || late) worker_leave();
     }
 }
@@ -6063,10 +6096,10 @@ static void supervisor_spawn(struct supervisor_worker *w) {
     w->respawn_ms = w->started_ms + RESPAWN_MS;
 }
 
-static void supervisor_drain(struct supervisor_worker *w) {
+static void supervisor_drain(struct supervisor_worker *w, const char *how) {
     w->draining = true;
     w->respawn_ms = UINT64_MAX;
-    if (w->pid) send(w->control, "D", 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (w->pid) send(w->control, how, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 /* A worker has ended; one that was not told to is replaced, one that
@@ -6114,7 +6147,7 @@ static void supervisor_stop(void) {
     for (unsigned i = 0; i < 2 * WORKERS_LIMIT; i++) {
         struct supervisor_worker *w = &supervisor.workers[i];
         if (again && w->pid) kill(w->pid, SIGKILL);
-        supervisor_drain(w);
+        supervisor_drain(w, "S");
     }
 }
 
@@ -6158,7 +6191,7 @@ static void supervisor_reload(void) {
     unsigned want = supervisor_count(supervisor.conf);
     for (unsigned i = 0; i < 2 * WORKERS_LIMIT; i++) {
         struct supervisor_worker *w = &supervisor.workers[i];
-        if (w->pid || w->respawn_ms != UINT64_MAX) supervisor_drain(w);
+        if (w->pid || w->respawn_ms != UINT64_MAX) supervisor_drain(w, "R");
         else if (fresh < want && ++fresh) supervisor_spawn(w);
     }
 }

@@ -495,7 +495,7 @@ static void fs_close(int fd);
 /* errno is kept over a close that follows a failure. */
 static int fs_write(int fd, const void *p, size_t n);
 static ssize_t fs_read_at(int fd, void *p, size_t n, uint64_t at);
-/* Cuts or sets the length and goes on writing there. */
+/* Cuts the file where it is longer, and goes on writing there. */
 static int fs_truncate(int fd, uint64_t size);
 static int fs_sync(int fd);
 /* Starts writing these bytes back without waiting for it. */
@@ -603,8 +603,8 @@ static void http_send_empty(struct request *r);
 static void http_send_bytes(struct request *r, const char *type,
                             struct span bytes);
 /* The request owns fd from here on. Range and HEAD are seen to. */
-static void http_send_file(struct request *r, int fd, uint64_t size,
-                           bool ranges);
+static void http_send_file(struct request *r, const char *type, int fd,
+                           uint64_t size, bool ranges);
 /* `produce` appends to `out` until it returns false. */
 static void http_send_stream(struct request *r, const char *type,
                              bool (*produce)(struct request *,
@@ -669,6 +669,8 @@ static int store_upload_create(struct upload *u, const char *name,
 /* Opens and locks: E_UPLOAD_UNKNOWN, E_UPLOAD_BUSY. */
 static int store_upload_open(struct upload *u, const char *name,
                              struct span id);
+/* Whether n more bytes may come: E_FULL or 0. */
+static int store_upload_room(uint64_t n);
 static int store_upload_write(struct upload *u, const char *p, size_t n);
 /* Durable when it returns 0; the upload is gone then, and after
  * E_DIGEST_INVALID. */
@@ -756,8 +758,9 @@ static void conn_turn(struct conn_extra *extra, unsigned count,
                       uint64_t wait_ms);
 static bool conn_full(void);
 static size_t conn_count(void);
-/* Closes what is idle; the rest is closed after its answer. */
-static void conn_drain(void);
+/* From here on every connection ends with its next answer; with `idle`
+ * those that wait for a request end now. */
+static void conn_drain(bool idle);
 
 /* ---- 17. job: short-lived children --------------------------------------- */
 

@@ -70,7 +70,7 @@ def fails(tmp_path):
     """Run dims with arguments that it has to refuse: quickly, in one line."""
 
     def run(*args, status, env=None, **more):
-        done = Outcome(args, tmp_path, env, **more)
+        done = Outcome(args, tmp_path, env, seconds=5, **more)
         assert done.status == status, done
         assert done.out == "", done
         assert re.fullmatch(r"dims: [^\n]+\n", done.err), done

@@ -181,9 +181,12 @@ class Outcome:
 
     def __init__(self, args, home, env=None, seconds=DEADLINE, **popen):
         began = time.monotonic()
-        done = subprocess.run([BINARY, *map(str, args)], cwd=home, env=environment(env),
-                              stdin=subprocess.DEVNULL, capture_output=True,
-                              timeout=seconds, **popen)
+        try:
+            done = subprocess.run([BINARY, *map(str, args)], cwd=home, env=environment(env),
+                                  stdin=subprocess.DEVNULL, capture_output=True,
+                                  timeout=seconds, **popen)
+        except subprocess.TimeoutExpired as late:
+            raise AssertionError(f"it runs on: {late.stdout} {late.stderr}") from None
         self.seconds = time.monotonic() - began
         self.status = done.returncode
         self.out = done.stdout.decode(errors="replace")

@@ -134,9 +134,9 @@ def test_killed_worker_costs_its_own_connections_only(dims):
     for conn in conns:
         conn.send(head("GET", "/v2/"))
         assert conn.answer().status == 200
-    victim = server.children()[0]
-    os.kill(victim, signal.SIGKILL)
-    wait_until(lambda: victim not in server.children(), "the death")
+    os.kill(server.children()[0], signal.SIGKILL)
+    # Logged once it is reaped, which is when the last of its threads is gone.
+    wait_until(lambda: "worker.died" in server.stderr(), "the death")
     alive = [c for c in conns if not c.is_closed()]
     for conn in alive:
         conn.send(head("GET", "/v2/"))

@@ -142,7 +142,7 @@ def test_suffix_range_longer_than_the_blob_gives_all_of_it(api, blob):
 
 
 @pytest.mark.parametrize("wanted", [
-    "5000-10000", "2048-", "2048-2048", "-0", "99999999999999999999-",
+    "5000-10000", "2048-", "2048-2048", "-0",
     "500-0",  # malformed by RFC 9110, but the conformance program wants 416
 ])
 def test_range_outside_of_the_blob_is_416_with_its_size(api, blob, wanted):
@@ -167,7 +167,7 @@ def test_malformed_range_is_ignored_or_refused(api, blob, value):
 
 
 @pytest.mark.parametrize("value", [
-    "bytes=0-99999999999999999999", "bytes=-99999999999999999999",
+    "bytes=0-99999999999999999999", "bytes=-99999999999999999999", "bytes=99999999999999999999-",
     "bytes=18446744073709551616-18446744073709551617"])
 def test_range_numbers_that_overflow_do_not_wrap(api, blob, value):
     answer = api.get(blob, {"Range": value})

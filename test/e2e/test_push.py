@@ -228,14 +228,14 @@ def test_malformed_content_range_is_refused(api, repo, span):
     # Some clients send RFC 9110's form, which names the same bytes.
     if span in ("bytes 0-9", "0-9/10", "") and answer.status == 202:
         return
-    refused(answer, (400, 416))
+    assert answer.status in (400, 416), answer
     assert upload(api, repo, location) == (204, 0)
 
 
 @pytest.mark.parametrize("span", ["0-8", "0-10"])
 def test_content_range_and_length_that_disagree_are_refused(api, repo, span):
     location = start_upload(api, repo)
-    refused(api.patch(location, noise(10), {"Content-Range": span}), (400, 416))
+    assert api.patch(location, noise(10), {"Content-Range": span}).status in (400, 416)
     assert upload(api, repo, location) == (204, 0)
 
 
@@ -453,6 +453,20 @@ def test_two_clients_on_one_upload_the_second_gets_409(api, repo):
         assert (answer.status, answer["Range"]) == (202, "0-999")
     answer = api.put(with_query(location, digest=digest(data)))
     check_created(api, repo, answer, data, digest(data))
+
+
+def test_an_answered_request_has_let_go_of_the_upload(shared, repo):
+    # The next one may come over another connection, to another worker.
+    clients = [shared.client() for _ in range(4)]
+    location = start_upload(clients[0], repo)
+    for i in range(200):
+        answer = clients[i % 4].patch(location, b"x" * 100)
+        assert (answer.status, answer["Range"]) == (202, f"0-{i * 100 + 99}")
+        assert clients[(i + 1) % 4].get(location).status == 204
+    answer = clients[1].put(with_query(location, digest=digest(b"x" * 20000)))
+    assert answer.status == 201
+    for client in clients:
+        client.close()
 
 
 def test_upload_and_download_can_share_a_pipeline(api, repo):

@@ -134,7 +134,11 @@ def test_upload_in_use_does_not_expire(dims):
     old = start_upload(client, "a")
     live = start_upload(client, "a")
     conn = interrupted(server.connect, live, DATA[:1000])
-    wait_until(lambda: client.get(old).status == 404, "the idle upload to expire")
+    idle = server.data / "uploads" / old.rpartition("/")[2]
+    assert idle.exists()
+    # Asking the server would be news of the upload.
+    wait_until(lambda: not idle.exists(), "the idle upload to expire")
+    assert client.get(old).status == 404
     conn.send(DATA[1000:])
     assert conn.answer("PATCH").status == 202
     answer = client.put(with_query(live, digest=digest(DATA)))

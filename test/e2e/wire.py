@@ -64,7 +64,9 @@ class Response:
             r'multipart/byteranges; *boundary="?([^";]+)"?', self["Content-Type"])
         assert found, f"not multipart/byteranges: {self['Content-Type']!r}"
         boundary = b"--" + found[1].encode()
-        pieces = (b"\r\n" + self.body).split(b"\r\n" + boundary)
+        # RFC 2046 lets an empty preamble, with its line end, come first.
+        text = b"\r\n" + self.body.removeprefix(b"\r\n")
+        pieces = text.split(b"\r\n" + boundary)
         assert pieces[0] == b"", "bytes before the first boundary"
         assert pieces[-1].rstrip(b"\r\n") == b"--", "no closing boundary"
         result = []
@@ -330,6 +332,7 @@ CODES = {
     "MANIFEST_BLOB_UNKNOWN", "MANIFEST_INVALID", "MANIFEST_UNKNOWN", "NAME_INVALID",
     "NAME_UNKNOWN", "SIZE_INVALID", "UNAUTHORIZED", "DENIED", "UNSUPPORTED",
     "TOOMANYREQUESTS",
+    "PAGINATION_NUMBER_INVALID", "UNKNOWN",  # distribution's, which its clients know
 }
 
 
