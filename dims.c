@@ -6312,28 +6312,35 @@ static int supervisor_run(struct conf *conf, int argc, char **argv) {
  * prefix: cli_   budget: 60
  */
 
+static int cli_print(const struct buf *text) {
+    fwrite(text->p, 1, text->n, stdout);
+    return fflush(stdout) ? 1 : 0;
+}
+
+static int cli_serve(int argc, char **argv) {
+    struct conf conf;
+    struct buf err;
+    buf_init(&err, 0, 64 << 10);
+    if (conf_load(&conf, argc, argv, &err)) {
+        buf_put(&err, "", 1);
+        base_die(2, "%s", err.p);
+    }
+    buf_free(&err);
+    int rc = supervisor_run(&conf, argc, argv);
+    conf_free(&conf);
+    return rc;
+}
+
 static int cli_run(int argc, char **argv) {
-    struct conf *conf = base_alloc(sizeof *conf);
     struct buf text;
-    buf_init(&text, 0, 64 << 10);
     bool help = conf_wants(argc, argv, "--help") ||
                 conf_wants(argc, argv, "-h");
-    if (help) {
-        conf_help(&text);
-        fwrite(text.p, 1, text.n, stdout);
-        return fflush(stdout) ? 1 : 0;
-    }
-    if (conf_wants(argc, argv, "--version")) {
-        puts("dims " DIMS_VERSION);
-        return fflush(stdout) ? 1 : 0;
-    }
-    if (conf_load(conf, argc, argv, &text)) {
-        buf_put(&text, "", 1);
-        base_die(2, "%s", text.p);
-    }
-    int rc = supervisor_run(conf, argc, argv);
-    conf_free(conf);
-    free(conf);
+    if (!help && !conf_wants(argc, argv, "--version"))
+        return cli_serve(argc, argv);
+    buf_init(&text, 0, 64 << 10);
+    if (help) conf_help(&text);
+    else buf_text(&text, "dims " DIMS_VERSION "\n");
+    int rc = cli_print(&text);
     buf_free(&text);
     return rc;
 }

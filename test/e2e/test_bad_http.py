@@ -188,8 +188,8 @@ def test_content_length_beside_transfer_encoding(api, patch, fields):
 @pytest.mark.parametrize("fields", [
     ["Transfer-Encoding: gzip"], ["Transfer-Encoding: gzip, chunked"],
     ["Transfer-Encoding: chunked, gzip"],
-    ["Transfer-Encoding: chunked, chunked"], ["Transfer-Encoding: chunked",
-                                              "Transfer-Encoding: chunked"],
+    ["Transfer-Encoding: chunked, chunked"],
+    ["Transfer-Encoding: chunked", "Transfer-Encoding: chunked"],
     ["Transfer-Encoding: chunked", "Transfer-Encoding: identity"], ["Transfer-Encoding: identity"],
     ["Transfer-Encoding: xchunked"], ["Transfer-Encoding: chunkedx"],
     ["Transfer-Encoding: chunked;q=1"],

@@ -214,8 +214,8 @@ def test_chunked_has_no_case(conn, api, repo, value):
 
 def test_trailers_do_not_become_headers(conn, api, repo):
     body = dump(image_of(noise()))
-    conn.send(head("PUT", f"/v2/{repo}/manifests/v1", CHUNKED) + b"%x\r\n%s\r\n0\r\n" % (len(body),
-                                                                                         body)
+    conn.send(head("PUT", f"/v2/{repo}/manifests/v1", CHUNKED)
+              + b"%x\r\n%s\r\n0\r\n" % (len(body), body)
               + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
               + head("GET", "/v2/"))
     assert conn.answer("PUT").status in (201, 400)

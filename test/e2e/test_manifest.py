@@ -297,8 +297,8 @@ def test_json_that_is_not_an_object_is_400(api, repo, body):
     ("schemaVersion", "two"), ("mediaType", 5), ("config", []), ("config", "x"), ("layers", {}),
     ("layers", [5]), ("layers", [{"digest": 5}]), ("subject", "x"), ("subject", {"digest": []}),
     ("subject", {"digest": "../../x"}), ("annotations", [1]), ("annotations", {"a": {}}),
-    ("artifactType", {"a": 1}), ("manifests", 7), ("config",
-                                                   {"digest": "sha256:../../etc/passwd"})])
+    ("artifactType", {"a": 1}), ("manifests", 7),
+    ("config", {"digest": "sha256:../../etc/passwd"})])
 def test_fields_of_the_wrong_type_do_no_harm(api, repo, field, value):
     # Whether they are refused is left open; what is taken comes back whole.
     body = dump({**image_of(noise()), field: value})

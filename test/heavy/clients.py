@@ -278,9 +278,7 @@ runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "none"
 lock_type = "file"
-static_dir = "{self.folder}/static"
 tmp_dir = "{self.folder}/tmp"
-volume_path = "{self.folder}/volumes"
 """),
             CONTAINERS_STORAGE_CONF=self._write("storage.conf", f"""\
 [storage]

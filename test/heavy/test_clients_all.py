@@ -83,6 +83,7 @@ def test_pull_interrupted_by_clients_death(kind, server, images, machines,
         gate.release()
         client.settle()
         client.run(command)
+        print(kind.name, gate.asked_ranges())
         client.verify(reference, images.config_digest())
 
 
@@ -93,6 +94,7 @@ def test_pull_interrupted_by_servers_death(kind, server, images, machines,
     reference = f"{gate.host}/{seed}"
     with step(kind.name, "pull, server killed, retried"):
         kill_server(client, client.pull(reference), server, gate, "down")
+        print(kind.name, gate.asked_ranges())
         client.verify(reference, images.config_digest())
 
 
