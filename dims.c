@@ -89,6 +89,7 @@
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -1216,8 +1217,12 @@ static bool digest_equal(const struct digest *a, const struct digest *b) {
 }
 
 static void digest_text(const struct digest *d, char out[DIGEST_TEXT_MAX]) {
-    snprintf(out, DIGEST_TEXT_MAX, "%s:%s", digest_algo_name(d->algo),
-             d->hex);
+    const char *name = digest_algo_name(d->algo);
+    size_t n = strlen(name), hex = digest_algos[d->algo].hex;
+    memcpy(out, name, n);
+    out[n] = ':';
+    memcpy(out + n + 1, d->hex, hex);
+    out[n + 1 + hex] = 0;
 }
 
 static void digest_save(const struct digest_ctx *c, struct buf *out) {
@@ -1317,6 +1322,24 @@ static int fs_sync(int fd) {
 
 static void fs_write_back(int fd, uint64_t from, uint64_t n) {
     sync_file_range(fd, (off_t)from, (off_t)n, SYNC_FILE_RANGE_WRITE);
+}
+
+#define FS_SEAL "user.dims.size"
+
+static void fs_seal(int fd, uint64_t size) {
+    char text[24];
+    int n = snprintf(text, sizeof text, "%llu", (unsigned long long)size);
+    /* Without attributes there is no check: nothing is lost by that. */
+    fsetxattr(fd, FS_SEAL, text, (size_t)n, 0);
+}
+
+static bool fs_is_sealed(int fd, uint64_t size) {
+    char text[24];
+    uint64_t sealed;
+    ssize_t n = fgetxattr(fd, FS_SEAL, text, sizeof text);
+    if (n <= 0 || codec_number((struct span){text, (size_t)n}, &sealed))
+        return true;
+    return sealed == size;
 }
 
 static int fs_stat_fd(int fd, struct stat *st) {
@@ -2157,6 +2180,11 @@ static enum error http_parse_field(struct request *r, struct span line) {
         HEADERS(X)
 #undef X
     };
+    static const uint8_t lengths[HEADER_COUNT] = {
+#define X(name, text) sizeof text - 1,
+        HEADERS(X)
+#undef X
+    };
     /* No colon, a folded line or a blank before the colon (5.1, 5.2). */
     if (!memchr(line.p, ':', line.n)) return E_BAD_REQUEST;
     struct span value = line, name = span_cut(&value, ':');
@@ -2170,7 +2198,8 @@ static enum error http_parse_field(struct request *r, struct span line) {
         if ((c < ' ' && c != '\t') || c == 127) return E_BAD_REQUEST;
     }
     for (int i = 0; i < HEADER_COUNT; i++) {
-        if (!span_is_nocase(name, names[i])) continue;
+        if (name.n != lengths[i] || !span_is_nocase(name, names[i]))
+            continue;
         bool single = i == HEADER_HOST || i == HEADER_CONTENT_LENGTH ||
                       i == HEADER_TRANSFER_ENCODING;
         if (r->header[i].p && single) return E_BAD_REQUEST;
@@ -2849,10 +2878,16 @@ static int store_blob_open(const char *name, const struct digest *d,
         bool none = errno == ENOENT || errno == ENAMETOOLONG;
         return none ? E_BLOB_UNKNOWN : store_error("open blob", p.s);
     }
-    if (!fs_stat_fd(*fd, st)) return 0;
+    int rc = fs_stat_fd(*fd, st) ? store_error("stat blob", p.s) : 0;
+    if (!rc && !fs_is_sealed(*fd, (uint64_t)st->st_size)) {
+        /* Cut short by a disk: not there, so that a push puts it right. */
+        log_event(LOG_ERROR, "blob.damaged", "path", p.s, (char *)0);
+        rc = E_BLOB_UNKNOWN;
+    }
+    if (!rc) return 0;
     fs_close(*fd);
     *fd = -1;
-    return store_error("stat blob", p.s);
+    return rc;
 }
 
 static int store_blob_touch(const char *name, const struct digest *d) {
@@ -3167,6 +3202,7 @@ static int store_upload_commit(struct upload *u, const char *name,
         store_upload_forget(u, true);
         return E_DIGEST_INVALID;
     }
+    fs_seal(u->fd, u->size);
     if (fs_sync(u->fd)) return store_error("sync upload", p.s);
     int rc = store_place(p.s, name, d, u->size);
     if (!rc) store_upload_forget(u, false);
@@ -3311,7 +3347,9 @@ static int store_manifest_bytes(const char *name, const struct manifest *m) {
     }
     fs_tmp_name(&tmp);
     int fd = fs_create(tmp.s);
-    int rc = fd < 0 || fs_write(fd, m->bytes.p, m->bytes.n) || fs_sync(fd);
+    int rc = fd < 0 || fs_write(fd, m->bytes.p, m->bytes.n);
+    if (!rc) fs_seal(fd, m->bytes.n);
+    if (!rc) rc = fs_sync(fd);
     if (rc) rc = store_error("write manifest", p.s);
     if (fd >= 0) fs_close(fd);
     if (!rc) rc = store_place(tmp.s, name, &m->digest, m->bytes.n);
@@ -3801,7 +3839,9 @@ static void v2_digest_header(struct request *r, const struct digest *d) {
 static void v2_etag(struct request *r, const struct digest *d) {
     char text[DIGEST_TEXT_MAX];
     digest_text(d, text);
-    buf_printf(&r->head, "ETag: \"%s\"\r\n", text);
+    buf_text(&r->head, "ETag: \"");
+    buf_text(&r->head, text);
+    buf_text(&r->head, "\"\r\n");
 }
 
 static bool v2_not_modified(struct request *r, const struct digest *d) {
@@ -4159,17 +4199,91 @@ static int v2_manifest_find(struct request *r, struct record *m) {
     return store_tag_find(r->name, r->ref.p, m);
 }
 
-static void v2_manifest_send(struct request *r, const struct record *m,
-                             int fd) {
+/* Finished answers of a worker (the loop's alone), each good for as long as
+ * a stat of the tag's or the record's file says that it is the same file:
+ * these are always replaced, never written to. A file younger than the
+ * clock's grain may be replaced within it, so it is not remembered. */
+struct v2_memo {
+    struct path path;
+    struct stat st;
+    struct digest digest;
+    uint32_t head, body;         /* bytes in `text` */
+    char text[MEMO_ANSWER_MAX];
+};
+
+static struct v2_memo *v2_memos[MEMO_SLOTS];
+
+static bool v2_memo_same(const struct stat *a, const struct stat *b) {
+    return a->st_ino == b->st_ino && a->st_dev == b->st_dev &&
+           a->st_size == b->st_size &&
+           !memcmp(&a->st_mtim, &b->st_mtim, sizeof a->st_mtim) &&
+           !memcmp(&a->st_ctim, &b->st_ctim, sizeof a->st_ctim);
+}
+
+static struct v2_memo **v2_memo_slot(const struct path *p) {
+    uint64_t hash = 0xcbf29ce484222325;       /* FNV-1a */
+    for (const char *s = p->s; *s; s++)
+        hash = (hash ^ (unsigned char)*s) * 0x100000001b3;
+    return &v2_memos[(hash >> 16) % MEMO_SLOTS];
+}
+
+/* The file that an answer stands for, and its state now. */
+static bool v2_memo_path(struct request *r, struct path *p,
+                         struct stat *st) {
+    struct span ref = r->ref;
+    struct digest d;
+    bool tag = !v2_is_digest(ref);
+    if (tag ? !name_is_tag(ref) : digest_parse(ref, &d) != 0) return false;
+    path_join(p, "repos/", r->name, tag ? "/_oci/tags/" : "/_oci/manifests/",
+              tag ? ref.p : d.hex, (char *)0);
+    return !fs_stat(p->s, st);
+}
+
+static bool v2_memo_answer(struct request *r, const struct path *p,
+                           const struct stat *st) {
+    const struct v2_memo *m = *v2_memo_slot(p);
+    if (!m || strcmp(m->path.s, p->s) || !v2_memo_same(&m->st, st))
+        return false;
+    if (r->header[HEADER_IF_NONE_MATCH].p && v2_not_modified(r, &m->digest))
+        return true;
     http_start(r, 200);
-    v2_digest_header(r, &m->digest);
-    v2_etag(r, &m->digest);
-    http_send_file(r, m->media_type, fd, m->size, false);
+    buf_put(&r->head, m->text, m->head);
+    /* A copy: the slot may be another's before all is sent. */
+    char *body = arena_alloc(&r->arena, m->body);
+    memcpy(body, m->text + m->head, m->body);
+    r->segs = arena_alloc(&r->arena, sizeof *r->segs);
+    *r->segs = (struct seg){.p = body, .len = m->body};
+    r->seg_count = 1;
+    return true;
+}
+
+static void v2_memo_keep(struct request *r, const struct path *p,
+                         const struct stat *st, const struct record *m) {
+    struct v2_memo **slot = v2_memo_slot(p);
+    int64_t at = (int64_t)st->st_ctim.tv_sec * 1000 +
+                 st->st_ctim.tv_nsec / 1000000;
+    if (base_wall_ms() - at < MEMO_AGE_MS || r->head.failed) return;
+    if (!m->size || m->size + r->head.n > MEMO_ANSWER_MAX) return;
+    if (!*slot) *slot = base_alloc(sizeof **slot);
+    struct v2_memo *memo = *slot;
+    memo->path.s[0] = 0;
+    memcpy(memo->text, r->head.p, r->head.n);
+    ssize_t n = fs_read_at(r->file, memo->text + r->head.n, (size_t)m->size,
+                           0);
+    if (n != (ssize_t)m->size) return;
+    memo->st = *st;
+    memo->digest = m->digest;
+    memo->head = (uint32_t)r->head.n;
+    memo->body = (uint32_t)m->size;
+    memo->path = *p;
 }
 
 static void v2_manifest_get(struct request *r) {
     struct record m;
-    struct stat st;
+    struct path p;
+    struct stat st, tag;
+    bool there = v2_memo_path(r, &p, &tag);
+    if (there && v2_memo_answer(r, &p, &tag)) return;
     int fd, rc = v2_manifest_find(r, &m);
     if (rc) {
         http_fail(r, (enum error)rc, 0);
@@ -4178,7 +4292,11 @@ static void v2_manifest_get(struct request *r) {
     if (v2_not_modified(r, &m.digest)) return;
     rc = store_blob_open(r->name, &m.digest, &fd, &st);
     if (!rc && (uint64_t)st.st_size == m.size) {
-        v2_manifest_send(r, &m, fd);
+        http_start(r, 200);
+        v2_digest_header(r, &m.digest);
+        v2_etag(r, &m.digest);
+        http_send_file(r, m.media_type, fd, m.size, false);
+        if (there) v2_memo_keep(r, &p, &tag, &m);
         return;
     }
     /* Never served: it may be pushed again. */
@@ -4513,13 +4631,17 @@ static void api_health(struct request *r) {
  */
 
 static const struct route routes_table[] = {
+    {"GET", "/v2/<name>/manifests/<ref>", v2_manifest_get, 0, ROUTE_V2,
+     BODY_NONE},
+    {"HEAD", "/v2/<name>/blobs/<digest>", v2_blob_head, 0,
+     ROUTE_V2 | ROUTE_DISK, BODY_NONE},
+    {"GET", "/v2/<name>/blobs/<digest>", v2_blob_get, 0, ROUTE_V2,
+     BODY_NONE},
     {"GET", "/", api_root, 0, ROUTE_CORS, BODY_NONE},
     {"GET", "/healthz", api_health, 0, ROUTE_CORS, BODY_NONE},
     {"GET", "/v2/", v2_ping, 0, ROUTE_V2, BODY_NONE},
     {"GET", "/v2", v2_ping, 0, ROUTE_V2, BODY_NONE},
     {"GET", "/v2/_catalog", v2_catalog, 0, ROUTE_V2 | ROUTE_DISK, BODY_NONE},
-    {"GET", "/v2/<name>/manifests/<ref>", v2_manifest_get, 0, ROUTE_V2,
-     BODY_NONE},
     {"PUT", "/v2/<name>/manifests/<ref>", v2_manifest_put, v2_manifest_begin,
      ROUTE_V2 | ROUTE_DISK | ROUTE_WRITE, BODY_MEMORY},
     {"DELETE", "/v2/<name>/manifests/<ref>", v2_manifest_delete, 0,
@@ -4536,10 +4658,6 @@ static const struct route routes_table[] = {
      ROUTE_V2 | ROUTE_DISK | ROUTE_WRITE, BODY_UPLOAD},
     {"DELETE", "/v2/<name>/blobs/uploads/<id>", v2_upload_delete,
      v2_upload_begin, ROUTE_V2 | ROUTE_DISK | ROUTE_WRITE, BODY_NONE},
-    {"HEAD", "/v2/<name>/blobs/<digest>", v2_blob_head, 0,
-     ROUTE_V2 | ROUTE_DISK, BODY_NONE},
-    {"GET", "/v2/<name>/blobs/<digest>", v2_blob_get, 0, ROUTE_V2,
-     BODY_NONE},
     {"DELETE", "/v2/<name>/blobs/<digest>", v2_blob_delete, 0,
      ROUTE_V2 | ROUTE_DISK | ROUTE_WRITE, BODY_NONE},
     {"GET", "/v2/<name>/tags/list", v2_tags, 0, ROUTE_V2 | ROUTE_DISK,
@@ -4642,15 +4760,19 @@ static bool routes_find(struct request *r) {
     bool matched = false;
     for (int i = 0; i < ROUTES_COUNT; i++) {
         const struct route *route = &routes_table[i];
+        if (!span_is(r->method, route->method) &&
+            !(r->is_head && !strcmp(route->method, "GET"))) continue;
+        if (!routes_match(route->pattern, r->path, &name, &ref)) continue;
+        r->route = route;
+        if (name.p && !routes_name(r, name, ref)) return false;
+        return routes_permit(r);
+    }
+    /* Which methods would there be? */
+    for (int i = 0; i < ROUTES_COUNT; i++) {
+        const struct route *route = &routes_table[i];
         if (!routes_match(route->pattern, r->path, &name, &ref)) continue;
         if (!matched || route->flags & ROUTE_CORS) r->route = route;
         matched = true;
-        if (span_is(r->method, route->method) ||
-            (r->is_head && !strcmp(route->method, "GET"))) {
-            r->route = route;
-            if (name.p && !routes_name(r, name, ref)) return false;
-            return routes_permit(r);
-        }
         size_t n = strlen(allow);
         bool get = !strcmp(route->method, "GET");
         if (strcmp(route->method, "HEAD"))
@@ -5038,8 +5160,13 @@ static void conn_answer(struct conn *c) {
     routes_headers(r);
     buf_init(&head, &r->arena, HTTP_HEAD_MAX + 512);
     buf_reserve(&head, r->head.n + 160);
-    buf_printf(&head, "HTTP/1.1 %d %s\r\nDate: %s\r\n", r->status,
-               http_reason(r->status), conn_date());
+    buf_text(&head, "HTTP/1.1 ");
+    buf_number(&head, (uint64_t)r->status);
+    buf_text(&head, " ");
+    buf_text(&head, http_reason(r->status));
+    buf_text(&head, "\r\nDate: ");
+    buf_put(&head, conn_date(), 29);
+    buf_text(&head, "\r\n");
     buf_span(&head, buf_view(&r->head));
     if (!r->keep_alive) buf_text(&head, "Connection: close\r\n");
     else if (!r->minor) buf_text(&head, "Connection: keep-alive\r\n");

@@ -50,7 +50,9 @@ enum {
     REQUEST_SPARE_MAX = 32,         /* request structs a worker keeps */
     MANIFEST_MAX = 4 << 20,         /* bytes of a manifest */
     MANIFEST_TAGS_MAX = 32,         /* ?tag= parameters in one request */
-    MANIFEST_MEMORY_MAX = 64 << 10, /* larger ones are sent from the file */
+    MEMO_SLOTS = 128,               /* manifests that a worker remembers */
+    MEMO_ANSWER_MAX = 4 << 10,      /* bytes of one, with its headers */
+    MEMO_AGE_MS = 20,               /* files younger than this are not */
     BODY_MEMORY_MAX = 64 << 20,     /* buffered bodies of one worker, bytes */
     REFERRERS_PAGE = 4 << 20,       /* bytes of one page of referrers */
     DESCRIPTOR_MAX = 256 << 10,     /* a referrer's descriptor, bytes */
@@ -501,6 +503,10 @@ static int fs_sync(int fd);
 /* Starts writing these bytes back without waiting for it. */
 static void fs_write_back(int fd, uint64_t from, uint64_t n);
 static int fs_stat_fd(int fd, struct stat *st);
+/* Notes the length that a finished file must keep, where the file system
+ * has room for it (a user attribute); whether it still has it. */
+static void fs_seal(int fd, uint64_t size);
+static bool fs_is_sealed(int fd, uint64_t size);
 /* tmp, write, fdatasync, rename, fsync of the folder. */
 static int fs_save(const char *path, struct span bytes);
 /* The same without any sync: for what can be made again. */

@@ -337,8 +337,8 @@ def can_bind(port):
 def test_start_on_a_terminal_shows_how_to_push(tmp_path):
     lead, follow = pty.openpty()
     process = subprocess.Popen([BINARY, "-p", "0", "--dir", "data", "--log-level", "warn"],
-                               cwd=tmp_path, env=environment(), stdin=follow, stdout=follow, stderr=follow,
-                               start_new_session=True)
+                               cwd=tmp_path, env=environment(), stdin=follow, stdout=follow,
+                               stderr=follow, start_new_session=True)
     os.close(follow)
     text = b""
     os.set_blocking(lead, False)

@@ -54,6 +54,7 @@ class Client:
     command = []
     environment = {}
     layers_kept = False     # pushes the very bytes that it was given
+    goes_on_after = ()      # whose death: a pull asks only for the rest
 
     def __init__(self, folder, images, filled):
         self.folder = folder
@@ -131,6 +132,7 @@ class Client:
 
 class Docker(Client):
     name = "docker"
+    goes_on_after = ("server",)
 
     def open(self):
         # Beside the engine, as a system has it: it outlives the engine.
@@ -205,8 +207,9 @@ class Skopeo(Client):
         self.pulled = os.path.join(self.folder, "pulled")
 
     def push(self, target):
+        # Or it may name another compression of a layer that it remembers.
         return self.command + [
-            "copy", "--all", "--dest-tls-verify=false",
+            "copy", "--all", "--preserve-digests", "--dest-tls-verify=false",
             f"oci:{self.images.layout}:multi", f"docker://{target}"]
 
     def pull(self, source):
@@ -223,16 +226,12 @@ class Skopeo(Client):
 
 class Ctr(Client):
     name = "ctr"
+    goes_on_after = ("client", "server")
     layers_kept = True
 
     def open(self):
         self.containerd, socket = self.start_containerd()
         self.command = [program("ctr"), "-a", socket]
-
-    def settle(self):
-        # A killed ctr leaves a lease, which would keep what it had fetched.
-        for lease in self.do("leases", "list", "-q").split():
-            self.do("leases", "delete", lease)
 
     def fill(self):
         archive = os.path.join(self.folder, "layout.tar")
@@ -261,6 +260,9 @@ class Ctr(Client):
                              reference, "inspection", *INSPECTION))
 
     def forget(self, reference):
+        # The lease of a killed ctr would keep what it had fetched.
+        for lease in self.do("leases", "list", "-q").split():
+            self.do("leases", "delete", lease)
         self.do("images", "remove", "--sync", reference)
 
 

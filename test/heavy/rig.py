@@ -59,8 +59,9 @@ def sha256(data):
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def run(*command, limit=COMMAND_LIMIT_S, fails=False, **more):
-    """Runs a client to its end and returns what it printed on stdout."""
+def run(*command, limit=COMMAND_LIMIT_S, fails=False, says="", **more):
+    """Runs a client to its end and returns what it printed on stdout; one
+    that has to fail has to say why, on stderr."""
     done = subprocess.run(command, stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           text=True, timeout=limit, **more)
@@ -68,6 +69,7 @@ def run(*command, limit=COMMAND_LIMIT_S, fails=False, **more):
         raise AssertionError(
             f"{' '.join(command)}\nleft with {done.returncode}\n"
             f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    assert says in done.stderr, done.stderr
     return done.stdout
 
 

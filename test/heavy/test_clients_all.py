@@ -83,7 +83,8 @@ def test_pull_interrupted_by_clients_death(kind, server, images, machines,
         gate.release()
         client.settle()
         client.run(command)
-        print(kind.name, gate.asked_ranges())
+        if "client" in kind.goes_on_after:
+            assert gate.asked_ranges()
         client.verify(reference, images.config_digest())
 
 
@@ -94,7 +95,8 @@ def test_pull_interrupted_by_servers_death(kind, server, images, machines,
     reference = f"{gate.host}/{seed}"
     with step(kind.name, "pull, server killed, retried"):
         kill_server(client, client.pull(reference), server, gate, "down")
-        print(kind.name, gate.asked_ranges())
+        if "server" in kind.goes_on_after:
+            assert gate.asked_ranges()
         client.verify(reference, images.config_digest())
 
 
