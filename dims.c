@@ -32,16 +32,19 @@
  *   9  conf        one table, three sources
  *  10  name        the grammars
  *  11  http        requests in, answers out; no descriptors
- *  12  store       repositories on the disk
- *  13  v2          the OCI distribution API
- *  14  api         the server itself
- *  15  routes      which handler
- *  16  conn        one connection's life
- *  17  job         short-lived children
- *  18  worker      the loop
- *  19  supervisor  listeners, workers, signals
- *  20  cli         what a person types
- *  21  main        the door
+ *  12  manifest    what a manifest says
+ *  13  store       repositories on the disk
+ *  14  gc          what nobody names any more
+ *  15  fsck        is everything what its name says?
+ *  16  v2          the OCI distribution API
+ *  17  api         the server itself
+ *  18  routes      which handler
+ *  19  conn        one connection's life
+ *  20  job         short-lived children
+ *  21  worker      the loop
+ *  22  supervisor  listeners, workers, signals
+ *  23  cli         what a person types
+ *  24  main        the door
  *
  * Invariants of the whole:
  *
@@ -54,8 +57,8 @@
  *   5. Names are checked by the grammar before they touch a path.
  *   6. Whatever a client drives has a limit in dims.h.
  *
- * Start reading with dims.h, then conn_read in room 16, then
- * store_upload_commit in room 12.
+ * Start reading with dims.h, then conn_read_head in room 19, then
+ * store_upload_commit in room 13.
  */
 #define _GNU_SOURCE
 #include <bearssl.h>
@@ -102,7 +105,7 @@
 
 #include "dims.h"
 
-/* ==== 1. base: time, chance, memory, the end ==============================
+/* ==== 1. base: time, chance, memory, the end =============================
  *
  * prefix: base_   budget: 80
  */
@@ -172,7 +175,7 @@ static ssize_t base_read_file(const char *name, char *out, size_t cap) {
     return (ssize_t)n;
 }
 
-/* ==== 2. text: borrowed spans, owned buffers, an arena, paths =============
+/* ==== 2. text: borrowed spans, owned buffers, an arena, paths ============
  *
  * prefix: span_ arena_ buf_ path_   budget: 230
  *
@@ -368,7 +371,7 @@ static void path_join(struct path *p, const char *first, ...) {
     p->s[used] = 0;
 }
 
-/* ==== 3. codec: hex, numbers, percent, time, JSON strings =================
+/* ==== 3. codec: hex, numbers, percent, time, JSON strings ================
  *
  * prefix: codec_   budget: 220
  */
@@ -533,7 +536,7 @@ static void codec_http_date(char out[30], int64_t wall_ms) {
              (unsigned)t.tm_sec % 100);
 }
 
-/* ==== 4. log: tagged lines through a bounded ring =========================
+/* ==== 4. log: tagged lines through a bounded ring ========================
  *
  * prefix: log_   budget: 140
  *
@@ -677,7 +680,7 @@ static bool log_pending(void) {
     return log_state.n > 0;
 }
 
-/* ==== 5. json: a strict reader that allocates nothing =====================
+/* ==== 5. json: a strict reader that allocates nothing ====================
  *
  * prefix: json_   budget: 230
  *
@@ -944,7 +947,7 @@ static bool json_end(struct json *j) {
     return !j->failed && j->p == j->end && !j->depth;
 }
 
-/* ==== 6. digest: sha256 and sha512, by the CPU's instructions =============
+/* ==== 6. digest: sha256 and sha512, by the CPU's instructions ============
  *
  * prefix: digest_   budget: 330
  *
@@ -1258,7 +1261,7 @@ static int digest_load(struct digest_ctx *c, struct span line) {
     return 0;
 }
 
-/* ==== 7. fs: the disk, below one folder ===================================
+/* ==== 7. fs: the disk, below one folder ==================================
  *
  * prefix: fs_   budget: 330
  *
@@ -1450,6 +1453,17 @@ static int fs_touch(const char *path) {
     return utimensat(fs_root, path, 0, AT_SYMLINK_NOFOLLOW);
 }
 
+static int fs_set_time(const char *path, int64_t wall_ms) {
+    struct timespec at = {.tv_sec = (time_t)(wall_ms / 1000),
+                          .tv_nsec = (long)(wall_ms % 1000) * 1000000};
+    struct timespec both[2] = {at, at};
+    return utimensat(fs_root, path, both, AT_SYMLINK_NOFOLLOW);
+}
+
+static int fs_rmdir(const char *path) {
+    return unlinkat(fs_root, path, AT_REMOVEDIR);
+}
+
 static int fs_lock_fd(int fd, bool try) {
     int rc;
     do {
@@ -1548,6 +1562,15 @@ static void fs_warn_remote(const char *dir) {
     }
 }
 
+static void fs_enter_root(const char *dir) {
+    char format[64];
+    fs_root = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fs_root < 0)
+        base_die(1, "cannot open %s: %s", dir, strerror(errno));
+    if (fs_load("format", format, sizeof format) < 0)
+        base_die(1, "%s is no folder of dims", dir);
+}
+
 static void fs_open_root(const char *dir) {
     if (fs_make_root(dir))
         base_die(1, "cannot make %s: %s", dir, strerror(errno));
@@ -1572,7 +1595,7 @@ static void fs_open_root(const char *dir) {
     fs_warn_remote(dir);
 }
 
-/* ==== 8. pool: disk threads ===============================================
+/* ==== 8. pool: disk threads ==============================================
  *
  * prefix: pool_   budget: 90
  *
@@ -1655,7 +1678,7 @@ static void pool_finish(void) {
     }
 }
 
-/* ==== 9. conf: one table, three sources ===================================
+/* ==== 9. conf: one table, three sources ==================================
  *
  * prefix: conf_   budget: 380
  *
@@ -2021,7 +2044,9 @@ static void conf_help_text(struct buf *out, const char *text) {
 static void conf_help(struct buf *out) {
     buf_text(out,
         "dims " DIMS_VERSION ": a container registry\n\n"
-        "usage: dims [options]          serve\n\n"
+        "usage: dims [options]          serve\n"
+        "       dims gc [--dry-run]     remove what no manifest names\n"
+        "       dims fsck [--repair]    check every stored byte\n\n"
         "Every option is also a 'key = value' line in the config file and a\n"
         "DIMS_KEY variable (DIMS_LOG_LEVEL); flag before variable before "
         "file.\n\n"
@@ -2047,7 +2072,7 @@ static void conf_help(struct buf *out) {
                   "  -h, --help                   print this\n");
 }
 
-/* ==== 10. name: the grammars ==============================================
+/* ==== 10. name: the grammars =============================================
  *
  * prefix: name_   budget: 70
  *
@@ -2105,7 +2130,7 @@ static bool name_is_media_type(struct span s) {
     return slashes == 1 && s.p[0] != '/' && s.p[s.n - 1] != '/';
 }
 
-/* ==== 11. http: requests in, answers out; no descriptors ==================
+/* ==== 11. http: requests in, answers out; no descriptors =================
  *
  * prefix: http_   budget: 620
  *
@@ -2622,7 +2647,203 @@ static void http_fail(struct request *r, enum error e, const char *text) {
     http_send_bytes(r, "application/json", buf_view(&body));
 }
 
-/* ==== 12. store: repositories on the disk =================================
+/* ==== 12. manifest: what a manifest says =================================
+ *
+ * prefix: manifest_   budget: 180
+ *
+ * Any JSON object is a manifest and is stored byte for byte. Of the members
+ * that the image-spec defines, the types are checked, so that a client that
+ * got 201 was not told nonsense; nothing that they name has to exist.
+ */
+
+#define MANIFEST_OCI "application/vnd.oci.image."
+
+/* What a manifest says of itself, as far as it matters here. */
+struct manifest_fields {
+    struct span media_type, artifact_type, config_type, annotations;
+    struct span subject_digest;
+    bool config, layers, manifests;
+    const char *why;
+};
+
+static bool manifest_bad(struct manifest_fields *f, const char *why) {
+    if (!f->why) f->why = why;
+    return false;
+}
+
+/* A descriptor (image-spec, descriptor.md); its type and digest. */
+static bool manifest_descriptor(struct json *j, struct manifest_fields *f,
+                                struct span *type, struct span *digest) {
+    struct span key, d = {0, 0};
+    uint64_t size;
+    bool sized = false;
+    *type = (struct span){"", 0};
+    if (json_peek(j) != '{')
+        return manifest_bad(f, "a descriptor is no object");
+    json_object(j);
+    while (json_key(j, &key)) {
+        if (span_is(key, "mediaType")) json_string(j, type);
+        else if (span_is(key, "digest")) json_string(j, &d);
+        else if (span_is(key, "size")) sized = json_integer(j, &size);
+        else json_skip(j);
+    }
+    if (j->failed) return manifest_bad(f, "a descriptor's fields are wrong");
+    if (!d.p || !digest_is(d))
+        return manifest_bad(f, "a descriptor has no digest");
+    if (!sized) return manifest_bad(f, "a descriptor has no size");
+    *digest = d;
+    return true;
+}
+
+static bool manifest_descriptors(struct json *j,
+                                 struct manifest_fields *f) {
+    struct span type, digest;
+    if (json_peek(j) == 'n') {          /* Go writes an empty list so */
+        json_skip(j);
+        return true;
+    }
+    if (json_peek(j) != '[') return manifest_bad(f, "a list is no array");
+    json_array(j);
+    while (json_item(j)) {
+        if (!manifest_descriptor(j, f, &type, &digest)) return false;
+    }
+    return true;
+}
+
+static bool manifest_annotations(struct json *j, struct manifest_fields *f) {
+    struct json inner;
+    struct span key, value;
+    if (json_peek(j) == 'n') {
+        json_skip(j);
+        return true;
+    }
+    if (json_peek(j) != '{') return manifest_bad(f, "annotations is no object");
+    f->annotations = json_raw(j);
+    json_init(&inner, f->annotations, j->arena);
+    json_object(&inner);
+    while (json_key(&inner, &key)) json_string(&inner, &value);
+    if (!json_end(&inner)) return manifest_bad(f, "an annotation is no string");
+    return true;
+}
+
+/* One member of the manifest; false: it is wrong. */
+static bool manifest_field(struct json *j, struct span key,
+                           struct manifest_fields *f) {
+    struct span type, digest;
+    uint64_t version = 0;
+    if (span_is(key, "schemaVersion")) {
+        json_integer(j, &version);
+        return version == 2 || manifest_bad(f, "schemaVersion is not 2");
+    }
+    if (span_is(key, "mediaType")) return json_string(j, &f->media_type);
+    if (span_is(key, "artifactType"))
+        return json_string(j, &f->artifact_type);
+    if (span_is(key, "annotations")) return manifest_annotations(j, f);
+    if (span_is(key, "config")) {
+        f->config = true;
+        return manifest_descriptor(j, f, &f->config_type, &digest);
+    }
+    if (span_is(key, "subject")) {
+        if (json_peek(j) == 'n') {
+            json_skip(j);
+            return true;
+        }
+        return manifest_descriptor(j, f, &type, &f->subject_digest);
+    }
+    if (span_is(key, "layers")) {
+        f->layers = true;
+        return manifest_descriptors(j, f);
+    }
+    if (span_is(key, "manifests")) {
+        f->manifests = true;
+        return manifest_descriptors(j, f);
+    }
+    json_skip(j);
+    return true;
+}
+
+/* The media type: Content-Type, which must not contradict the manifest's
+ * own; without one, what the manifest says or looks like. */
+static int manifest_media_type(struct span content_type,
+                               struct manifest_fields *f,
+                               struct manifest *m) {
+    struct span type = span_trim(span_cut(&content_type, ';'));
+    bool vague = !type.n || span_is_nocase(type, "application/json") ||
+                 span_is_nocase(type, "application/octet-stream");
+    if (f->media_type.n && !vague && span_compare(type, f->media_type)) {
+        f->why = "mediaType is not the Content-Type";
+        return -1;
+    }
+    if (vague && f->media_type.n) type = f->media_type;
+    else if (vague && f->manifests)
+        type = span_of(MANIFEST_OCI "index.v1+json");
+    else if (vague && f->config)
+        type = span_of(MANIFEST_OCI "manifest.v1+json");
+    if (!name_is_media_type(type)) {
+        f->why = "there is no media type";
+        return -1;
+    }
+    memcpy(m->media_type, type.p, type.n);
+    m->media_type[type.n] = 0;
+    return 0;
+}
+
+/* What the referrers list will show (distribution-spec, "Listing
+ * Referrers"): an image without artifactType shows its config's type. */
+static void manifest_describe(struct arena *a, struct manifest_fields *f,
+                              struct manifest *m) {
+    struct buf out;
+    char digest[DIGEST_TEXT_MAX];
+    struct span type = f->artifact_type;
+    if (!type.n && !f->manifests) type = f->config_type;
+    buf_init(&out, a, DESCRIPTOR_MAX - 1);
+    digest_text(&m->digest, digest);
+    buf_printf(&out, "{\"mediaType\":\"%s\",\"size\":%zu,\"digest\":\"%s\"",
+               m->media_type, m->bytes.n, digest);
+    if (type.n) {
+        buf_text(&out, ",\"artifactType\":");
+        codec_put_json(&out, type);
+    }
+    size_t without = out.n;
+    if (f->annotations.n) {
+        buf_text(&out, ",\"annotations\":");
+        buf_span(&out, f->annotations);
+    }
+    buf_text(&out, "}");
+    if (out.failed) {             /* annotations past any use: left out */
+        out.failed = false;
+        out.n = without;
+        buf_text(&out, "}");
+    }
+    m->descriptor = buf_view(&out);
+}
+
+static int manifest_parse(struct arena *a, struct span content_type,
+                          struct manifest *m, const char **why) {
+    struct manifest_fields f = {.why = 0};
+    struct json j;
+    struct span key;
+    bool good = true;
+    *why = "not a JSON object";
+    json_init(&j, m->bytes, a);
+    if (json_peek(&j) != '{') return E_MANIFEST_INVALID;
+    json_object(&j);
+    while (good && json_key(&j, &key)) good = manifest_field(&j, key, &f);
+    if (f.why) *why = f.why;
+    if (!good || !json_end(&j)) return E_MANIFEST_INVALID;
+    int rc = manifest_media_type(content_type, &f, m);
+    *why = f.why;
+    if (rc) return E_MANIFEST_INVALID;
+    m->has_subject = f.subject_digest.n > 0;
+    if (m->has_subject && digest_parse(f.subject_digest, &m->subject)) {
+        *why = "the subject's digest is not supported";
+        return E_MANIFEST_INVALID;
+    }
+    if (m->has_subject) manifest_describe(a, &f, m);
+    return 0;
+}
+
+/* ==== 13. store: repositories on the disk ================================
  *
  * prefix: store_ list_   budget: 1100
  *
@@ -2756,14 +2977,53 @@ static bool store_repo_exists(const char *name) {
     return !fs_stat(p.s, &st);
 }
 
+static bool store_repo_is(const char *name, bool any) {
+    struct path p;
+    struct stat st;
+    if (!any) return store_repo_exists(name);
+    store_repo_path(&p, name, "blobs");
+    return !fs_stat(p.s, &st);
+}
+
+static int64_t store_time(const struct stat *st) {
+    return (int64_t)st->st_mtim.tv_sec * 1000 +
+           st->st_mtim.tv_nsec / 1000000;
+}
+
+/* A repository's file in a folder of markers: '+' is in no name. */
+static void store_marker(struct path *p, const char *folder,
+                         const char *name) {
+    path_join(p, folder, name, (char *)0);
+    for (char *s = p->s + strlen(folder); *s; s++) {
+        if (*s == '/') *s = '+';
+    }
+}
+
+static bool store_marker_name(const char *entry, char *name) {
+    snprintf(name, NAME_MAX_LEN + 1, "%s", entry);
+    for (char *s = name; *s; s++) {
+        if (*s == '+') *s = '/';
+    }
+    return name_is_repository(span_of(name));
+}
+
+/* Asks for a collection at this time, or earlier if that was asked. */
+static void store_sweep_mark(const char *name, int64_t due_ms) {
+    struct path p;
+    struct stat st;
+    store_marker(&p, "sweep/", name);
+    bool there = !fs_stat(p.s, &st);
+    if (there && store_time(&st) <= due_ms) return;
+    int fd = there ? -1 : fs_open(p.s, O_WRONLY | O_CREAT);
+    if (fd >= 0) fs_close(fd);
+    fs_set_time(p.s, due_ms);
+}
+
 /* Markers and memory of what index.json has not caught up with. */
 static void store_view_mark(const char *name) {
     struct path p;
     bool known = false;
-    path_join(&p, "dirty/", name, (char *)0);
-    for (char *s = p.s + strlen("dirty/"); *s; s++) {
-        if (*s == '/') *s = '+';
-    }
+    store_marker(&p, "dirty/", name);
     pthread_mutex_lock(&store.lock);
     for (unsigned i = 0; i < store.view_count && !known; i++) {
         known = !strcmp(store.views[i].name, name);
@@ -2785,11 +3045,7 @@ static void store_view_mark(const char *name) {
 static int store_view_recover_one(void *unused, const char *entry) {
     char name[NAME_MAX_LEN + 1];
     (void)unused;
-    snprintf(name, sizeof name, "%s", entry);
-    for (char *s = name; *s; s++) {
-        if (*s == '+') *s = '/';
-    }
-    if (name_is_repository(span_of(name))) store_view_mark(name);
+    if (store_marker_name(entry, name)) store_view_mark(name);
     return 0;
 }
 
@@ -2852,7 +3108,8 @@ static void store_check_format(const char *dir) {
 
 static void store_setup(const char *dir, struct shared *shared) {
     static const char *const folders[] = {
-        "repos", "blobs", "blobs/sha256", "blobs/sha512", "dirty"};
+        "repos", "blobs", "blobs/sha256", "blobs/sha512", "dirty",
+        "sweep", "trash"};
     struct path tmp;
     store.shared = shared;
     fs_open_root(dir);
@@ -2952,7 +3209,11 @@ static int store_blob_mount(const char *name, const char *from,
     if (from) store_blob_path(&source, from, d);
     else store_pool_path(&source, d);
     /* First, so that a miss leaves no empty repository behind. */
-    if (fs_stat(source.s, &st)) return E_BLOB_UNKNOWN;
+    int fd = fs_open(source.s, O_RDONLY);
+    bool whole = fd >= 0 && !fs_stat_fd(fd, &st) &&
+                 fs_is_sealed(fd, (uint64_t)st.st_size);
+    if (fd >= 0) fs_close(fd);
+    if (!whole) return E_BLOB_UNKNOWN;
     int rc = store_repo_make(name);
     if (rc) return rc;
     store_blob_path(&target, name, d);
@@ -2980,8 +3241,8 @@ static int store_place(const char *tmp, const char *name,
     if (rc) return rc;
     store_blob_path(&p, name, d);
     bool there = !fs_stat(p.s, &st);
-    if (there && (uint64_t)st.st_size == size) {
-        if (fs_touch(p.s)) return store_error("touch", p.s);
+    /* Renewing fails where a collection has just taken it. */
+    if (there && (uint64_t)st.st_size == size && !fs_touch(p.s)) {
         fs_unlink(tmp);
         return store_blob_sync(name, d);
     }
@@ -3205,8 +3466,11 @@ static int store_upload_commit(struct upload *u, const char *name,
     fs_seal(u->fd, u->size);
     if (fs_sync(u->fd)) return store_error("sync upload", p.s);
     int rc = store_place(p.s, name, d, u->size);
-    if (!rc) store_upload_forget(u, false);
-    return rc;
+    if (rc) return rc;
+    store_upload_forget(u, false);
+    /* Unless a manifest comes to name it. */
+    store_sweep_mark(name, base_wall_ms() + store.limits.gc_grace_ms);
+    return 0;
 }
 
 static int store_upload_cancel(struct upload *u) {
@@ -3249,9 +3513,7 @@ static int store_upload_sweep(void *arg, const char *name) {
     if (fs_stat(p.s, &st)) return 0;
     bool data = n == UPLOAD_ID_LEN;
     if (data) sweep->held += st.st_size;
-    int64_t at = (int64_t)st.st_mtim.tv_sec * 1000 +
-                 st.st_mtim.tv_nsec / 1000000;
-    if (at >= sweep->before_ms) return 0;
+    if (store_time(&st) >= sweep->before_ms) return 0;
     int fd = fs_open(p.s, O_RDWR);
     bool mine = fd >= 0 && !fs_lock_fd(fd, true);
     if (mine && data) {
@@ -3395,6 +3657,17 @@ static int store_manifest_record(const char *name,
     return fs_save(p.s, buf_view(&line)) ? store_error("write", p.s) : 0;
 }
 
+/* A tag's file is about to go or to be replaced: from now on its manifest
+ * may be untagged, and that is what its record's time says. */
+static void store_untagged(const char *name, const char *tag) {
+    struct record old;
+    struct path p;
+    if (store_record_load(tag, &old, 0)) return;
+    store_manifest_path(&p, name, &old.digest);
+    fs_touch(p.s);
+    store_sweep_mark(name, base_wall_ms() + store.limits.gc_grace_ms);
+}
+
 static int store_manifest_tags(const char *name, const struct manifest *m) {
     struct path p;
     struct buf line;
@@ -3403,6 +3676,7 @@ static int store_manifest_tags(const char *name, const struct manifest *m) {
     store_record_format(&line, m, false);
     for (unsigned i = 0; i < m->tag_count; i++) {
         path_join(&p, "repos/", name, "/_oci/tags/", m->tags[i], (char *)0);
+        store_untagged(name, p.s);
         if (fs_save(p.s, buf_view(&line))) return store_error("tag", p.s);
     }
     return 0;
@@ -3424,6 +3698,14 @@ static int store_manifest_put(const char *name, const struct manifest *m) {
     fs_close(lock);
     store_view_mark(name);
     return rc;
+}
+
+static int store_manifest_subject(const char *name, const char *hex,
+                                  struct digest *out) {
+    struct path p;
+    struct record record;
+    path_join(&p, "repos/", name, "/_oci/manifests/", hex, (char *)0);
+    return store_record_load(p.s, &record, out);
 }
 
 static int store_manifest_find(const char *name, const struct digest *d,
@@ -3456,6 +3738,7 @@ static int store_tag_delete(const char *name, const char *tag) {
     if (rc) return rc;
     path_join(&p, "repos/", name, "/_oci/tags/", tag, (char *)0);
     store_repo_path(&dir, name, "tags");
+    store_untagged(name, p.s);
     if (!fs_unlink(p.s)) {
         if (fs_sync_dir(dir.s)) rc = store_error("sync", dir.s);
     } else {
@@ -3518,6 +3801,7 @@ static int store_manifest_delete(const char *name,
     if (rc) return rc;
     rc = store_manifest_remove(name, d);
     fs_close(lock);
+    if (!rc) store_sweep_mark(name, base_wall_ms());
     if (!rc) store_view_mark(name);
     return rc;
 }
@@ -3618,6 +3902,18 @@ static void store_level_open(struct store_level *l, struct arena *a,
     list_sort(&l->items);
 }
 
+static bool store_repo_page(struct list *page, struct arena *a) {
+    static const size_t names = 1000;
+    char last[NAME_MAX_LEN + 1] = "";
+    if (page->count && !page->more) return false;
+    if (page->count) memcpy(last, page->names[page->count - 1].p,
+                            page->names[page->count - 1].n + 1);
+    arena_reset(a);
+    *page = (struct list){.any = true, .max = names, .arena = a};
+    page->last = (struct span){arena_text(a, span_of(last)), strlen(last)};
+    return !store_repos(page) && page->count;
+}
+
 static int store_repos(struct list *out) {
     enum { LEVELS = NAME_MAX_LEN / 2 + 2 };
     struct store_level *levels =
@@ -3637,7 +3933,7 @@ static int store_repos(struct list *out) {
         name[l->prefix + item.n] = 0;
         struct span whole = {name, l->prefix + item.n};
         if (item.p[item.n - 1] != '/') {
-            if (store_repo_exists(name)) list_add(out, whole);
+            if (store_repo_is(name, out->any)) list_add(out, whole);
             continue;
         }
         bool passed = span_compare(whole, out->last) < 0 &&
@@ -3778,10 +4074,7 @@ static int store_view_untagged(void *arg, const char *hex) {
 static int store_view_write(const char *name) {
     struct store_view v = {.name = name, .first = true};
     struct path tmp, p;
-    path_join(&p, "dirty/", name, (char *)0);
-    for (char *s = p.s + strlen("dirty/"); *s; s++) {
-        if (*s == '/') *s = '+';
-    }
+    store_marker(&p, "dirty/", name);
     fs_unlink(p.s);
     /* Two workers must not overtake each other; pushes need not wait. */
     store_repo_path(&p, name, "oci-layout");
@@ -3814,7 +4107,821 @@ static int store_view_write(const char *name) {
     return v.failed ? -1 : 0;
 }
 
-/* ==== 13. v2: the OCI distribution API ====================================
+/* ==== 14. gc: what nobody names any more =================================
+ *
+ * prefix: gc_   budget: 480
+ *
+ * A change that may leave garbage puts a marker into sweep/; its time says
+ * when a look is worth it. A job takes the markers that are due and goes
+ * through those repositories while pushes continue. Invariants:
+ *
+ *   1. A blob goes only if no manifest of its repository names it and its
+ *      time is older than the grace period. Whoever is told "it is there"
+ *      (HEAD, mount, a push of what exists) has renewed that time before.
+ *   2. It goes through trash/: renamed away, its time looked at again, put
+ *      back if somebody renewed it in between. After a crash everything in
+ *      trash/ is put back.
+ *   3. Manifests are read without the repository's lock. What was pushed
+ *      since is read under it, before anything goes.
+ *   4. References are 64 bits of a digest: a collision keeps garbage, it
+ *      never loses a blob.
+ */
+
+static void gc_set_add(struct gc_set *s, uint64_t key) {
+    /* Shared layers come again and again: doubles go before it grows. */
+    bool full = s->count == s->cap;
+    if (full) gc_set_sort(s);
+    if (full && s->count >= s->cap / 2) {
+        s->cap = s->cap ? 2 * s->cap : 256;
+        s->keys = base_realloc(s->keys, s->cap * sizeof *s->keys);
+    }
+    s->keys[s->count++] = key;
+    s->sorted = false;
+}
+
+static int gc_set_compare(const void *a, const void *b) {
+    uint64_t x, y;
+    memcpy(&x, a, sizeof x);
+    memcpy(&y, b, sizeof y);
+    return x < y ? -1 : x > y;
+}
+
+/* Sorted and without doubles: shared layers are named by every manifest. */
+static void gc_set_sort(struct gc_set *s) {
+    size_t kept = 0;
+    if (s->sorted || !s->count) return;
+    qsort(s->keys, s->count, sizeof *s->keys, gc_set_compare);
+    for (size_t i = 0; i < s->count; i++) {
+        if (!kept || s->keys[i] != s->keys[kept - 1])
+            s->keys[kept++] = s->keys[i];
+    }
+    s->count = kept;
+    s->sorted = true;
+}
+
+static bool gc_set_has(struct gc_set *s, uint64_t key) {
+    gc_set_sort(s);
+    return s->count && bsearch(&key, s->keys, s->count, sizeof key,
+                               gc_set_compare);
+}
+
+static uint64_t gc_key(const char *hex) {
+    char first[17];
+    memcpy(first, hex, 16);
+    first[16] = 0;
+    return strtoull(first, 0, 16);
+}
+
+/* A manifest as the policy for untagged ones sees it. */
+struct gc_node {
+    uint64_t key, subject;
+    bool kept;
+    uint32_t refs_at, refs_n;
+    char hex[129];
+};
+
+struct gc_repo {
+    const char *name;
+    const struct gc_plan *plan;
+    struct gc_stats *stats;
+    struct gc_set refs, manifests;
+    struct gc_node *nodes;       /* with the untagged policy only */
+    size_t node_count, node_cap;
+    struct gc_set tagged;
+    uint64_t *node_refs;
+    size_t ref_count, ref_cap;
+    char *text;                  /* MANIFEST_MAX + 1 */
+    bool failed, fresh_only;
+    enum digest_algo algo;       /* of the folder that is listed */
+    struct digest batch[GC_BATCH];
+    size_t batch_count;
+    int64_t now_ms, ripe_ms;     /* wall; when the next blob is old enough */
+};
+
+/* JSON may write any character as \u00XX: undone in place. */
+static size_t gc_unescape(char *p, size_t n) {
+    size_t out = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint8_t byte;
+        bool escape = p[i] == '\\' && n - i > 5 &&
+                      !memcmp(p + i + 1, "u00", 3) &&
+                      !codec_unhex(&byte, (struct span){p + i + 4, 2});
+        p[out++] = escape ? (char)byte : p[i];
+        if (escape) i += 5;
+    }
+    return out;
+}
+
+static void gc_ref(struct gc_repo *g, uint64_t key) {
+    if (!g->plan->untagged_ms) {
+        gc_set_add(&g->refs, key);
+        return;
+    }
+    if (g->ref_count == g->ref_cap) {
+        g->ref_cap = g->ref_cap ? 2 * g->ref_cap : 1024;
+        g->node_refs = base_realloc(g->node_refs,
+                                    g->ref_cap * sizeof *g->node_refs);
+    }
+    g->node_refs[g->ref_count++] = key;
+}
+
+/* Every digest in the text, whatever member it is in: media types that
+ * dims does not know keep their blobs, too. */
+static void gc_scan(struct gc_repo *g, char *p, size_t n) {
+    n = gc_unescape(p, n);
+    for (size_t i = 6; i + 64 < n; i++) {
+        const char *colon = memchr(p + i, ':', n - i - 64);
+        if (!colon) return;
+        i = (size_t)(colon - p);
+        size_t digits = 0;
+        if (memcmp(colon - 6, "sha256", 6) && memcmp(colon - 6, "sha512", 6))
+            continue;
+        while (i + 1 + digits < n && codec_nibble(colon[1 + digits]) >= 0)
+            digits++;
+        if (digits >= 64) gc_ref(g, gc_key(colon + 1));
+    }
+}
+
+/* The manifest's bytes into g->text; how many, or -1. */
+static ssize_t gc_load(struct gc_repo *g, const char *hex) {
+    struct path p;
+    size_t n = strlen(hex);
+    path_join(&p, "repos/", g->name, "/_oci/blobs/",
+              n == 64 ? "sha256/" : "sha512/", hex, (char *)0);
+    return fs_load(p.s, g->text, MANIFEST_MAX + 1);
+}
+
+/* Something goes at this time: another look then. */
+static void gc_ripe(struct gc_repo *g, int64_t at_ms) {
+    if (!g->ripe_ms || at_ms < g->ripe_ms) g->ripe_ms = at_ms;
+}
+
+static void gc_node_add(struct gc_repo *g, const char *hex, size_t refs_at) {
+    struct path p;
+    struct stat st;
+    struct digest subject;
+    if (g->node_count == g->node_cap) {
+        g->node_cap = g->node_cap ? 2 * g->node_cap : 64;
+        g->nodes = base_realloc(g->nodes, g->node_cap * sizeof *g->nodes);
+    }
+    struct gc_node *node = &g->nodes[g->node_count++];
+    *node = (struct gc_node){.key = gc_key(hex), .refs_at =
+        (uint32_t)refs_at, .refs_n = (uint32_t)(g->ref_count - refs_at)};
+    snprintf(node->hex, sizeof node->hex, "%s", hex);
+    path_join(&p, "repos/", g->name, "/_oci/manifests/", hex, (char *)0);
+    bool young = fs_stat(p.s, &st) || g->now_ms - store_time(&st) <
+                 (int64_t)g->plan->untagged_ms;
+    bool tagged = gc_set_has(&g->tagged, node->key);
+    node->kept = young || tagged;
+    if (young && !tagged)
+        gc_ripe(g, store_time(&st) + (int64_t)g->plan->untagged_ms);
+    if (!store_manifest_subject(g->name, hex, &subject))
+        node->subject = gc_key(subject.hex);
+    else node->kept = true;
+}
+
+static int gc_manifest(void *arg, const char *hex) {
+    struct gc_repo *g = arg;
+    size_t n = strlen(hex), refs_at = g->ref_count;
+    if (n != 64 && n != 128) return 0;
+    if (g->fresh_only && gc_set_has(&g->manifests, gc_key(hex))) return 0;
+    ssize_t size = gc_load(g, hex);
+    /* One that cannot be read may name anything: nothing goes. */
+    if (size < 0 && errno != ENOENT) g->failed = true;
+    if (size > 0) gc_scan(g, g->text, (size_t)size);
+    if (g->plan->untagged_ms) gc_node_add(g, hex, refs_at);
+    if (!g->fresh_only) gc_set_add(&g->manifests, gc_key(hex));
+    else gc_ref(g, gc_key(hex));
+    if (!g->fresh_only) g->stats->manifests++;
+    return 0;
+}
+
+static int gc_tag(void *arg, const char *tag) {
+    struct gc_repo *g = arg;
+    struct record record;
+    if (store_tag_find(g->name, tag, &record)) g->failed = true;
+    else gc_set_add(&g->tagged, gc_key(record.digest.hex));
+    return 0;
+}
+
+static int gc_node_compare(const void *a, const void *b) {
+    const struct gc_node *x = a, *y = b;
+    return x->key < y->key ? -1 : x->key > y->key;
+}
+
+static struct gc_node *gc_node_find(struct gc_repo *g, uint64_t key) {
+    struct gc_node wanted = {.key = key};
+    return g->node_count ? bsearch(&wanted, g->nodes, g->node_count,
+                                   sizeof wanted, gc_node_compare) : 0;
+}
+
+/* What a kept index names is kept, and what refers to something kept.
+ * Rounds until nothing changes: chains are short. */
+static void gc_keep(struct gc_repo *g) {
+    if (g->node_count) qsort(g->nodes, g->node_count, sizeof *g->nodes,
+                             gc_node_compare);
+    for (bool changed = true; changed;) {
+        changed = false;
+        for (size_t i = 0; i < g->node_count; i++) {
+            struct gc_node *node = &g->nodes[i], *other;
+            if (!node->kept && node->subject) {
+                other = gc_node_find(g, node->subject);
+                node->kept = other && other->kept;
+                changed |= node->kept;
+            }
+            for (uint32_t k = 0; node->kept && k < node->refs_n; k++) {
+                other = gc_node_find(g, g->node_refs[node->refs_at + k]);
+                if (!other || other->kept) continue;
+                other->kept = changed = true;
+            }
+        }
+    }
+    for (size_t i = 0; i < g->node_count; i++) {
+        struct gc_node *node = &g->nodes[i];
+        for (uint32_t k = 0; node->kept && k < node->refs_n; k++)
+            gc_set_add(&g->refs, g->node_refs[node->refs_at + k]);
+    }
+}
+
+/* Reads the repository's manifests (and tags, where they matter). */
+static void gc_read(struct gc_repo *g) {
+    struct path p;
+    g->refs.count = g->manifests.count = g->tagged.count = 0;
+    g->node_count = g->ref_count = 0;
+    g->fresh_only = false;
+    path_join(&p, "repos/", g->name, "/_oci/tags", (char *)0);
+    if (g->plan->untagged_ms && fs_list(p.s, gc_tag, g) && errno != ENOENT)
+        g->failed = true;
+    path_join(&p, "repos/", g->name, "/_oci/manifests", (char *)0);
+    if (fs_list(p.s, gc_manifest, g) && errno != ENOENT) g->failed = true;
+    if (g->plan->untagged_ms) gc_keep(g);
+}
+
+/* Removes what the policy for untagged manifests lets go; under the lock. */
+static void gc_drop_untagged(struct gc_repo *g) {
+    for (size_t i = 0; i < g->node_count; i++) {
+        struct digest d;
+        const char *hex = g->nodes[i].hex;
+        if (g->nodes[i].kept) continue;
+        d.algo = strlen(hex) == 64 ? DIGEST_SHA256 : DIGEST_SHA512;
+        memcpy(d.hex, hex, strlen(hex) + 1);
+        g->stats->untagged++;
+        if (g->plan->dry_run) continue;
+        if (store_manifest_remove(g->name, &d)) g->failed = true;
+        else log_event(LOG_INFO, "gc.untagged", "repository", g->name,
+                       "digest", hex, (char *)0);
+    }
+}
+
+static int gc_candidate(void *arg, const char *hex) {
+    struct gc_repo *g = arg;
+    struct path p;
+    struct stat st;
+    size_t n = strlen(hex);
+    if (n != (g->algo == DIGEST_SHA256 ? 64u : 128u)) return 0;
+    uint64_t key = gc_key(hex);
+    if (gc_set_has(&g->refs, key) || gc_set_has(&g->manifests, key))
+        return 0;
+    path_join(&p, "repos/", g->name, "/_oci/blobs/",
+              digest_algo_name(g->algo), "/", hex, (char *)0);
+    if (fs_stat(p.s, &st)) return 0;
+    int64_t ripe = store_time(&st) + (int64_t)g->plan->grace_ms;
+    if (ripe > g->now_ms) {
+        gc_ripe(g, ripe);
+        return 0;
+    }
+    struct digest *d = &g->batch[g->batch_count++];
+    d->algo = g->algo;
+    memcpy(d->hex, hex, n + 1);
+    return g->batch_count == GC_BATCH;
+}
+
+/* Up to GC_BATCH blobs that nothing names. */
+static void gc_collect(struct gc_repo *g) {
+    struct path p;
+    g->batch_count = 0;
+    for (int i = 0; i < DIGEST_ALGOS && g->batch_count < GC_BATCH; i++) {
+        g->algo = (enum digest_algo)i;
+        path_join(&p, "repos/", g->name, "/_oci/blobs/",
+                  digest_algo_name(g->algo), (char *)0);
+        fs_list(p.s, gc_candidate, g);
+    }
+}
+
+/* One blob: away, unless its time was renewed meanwhile. */
+static void gc_remove(struct gc_repo *g, const struct digest *d) {
+    struct path p, trash, folder;
+    struct stat st;
+    path_join(&p, "repos/", g->name, "/_oci/blobs/",
+              digest_algo_name(d->algo), "/", d->hex, (char *)0);
+    store_marker(&folder, "trash/", g->name);
+    path_join(&trash, folder.s, "/", digest_algo_name(d->algo), "-", d->hex,
+              (char *)0);
+    if (fs_mkdir(folder.s) || fs_rename(p.s, trash.s) ||
+        fs_stat(trash.s, &st)) return;
+    if (store_time(&st) + (int64_t)g->plan->grace_ms > g->now_ms) {
+        fs_link(trash.s, p.s);
+        fs_unlink(trash.s);
+        return;
+    }
+    g->stats->blobs++;
+    if (st.st_nlink <= 2) g->stats->bytes += (uint64_t)st.st_size;
+    fs_unlink(trash.s);
+    store_pool_drop(d);
+}
+
+static void gc_count(struct gc_repo *g, const struct digest *d) {
+    struct path p;
+    struct stat st;
+    path_join(&p, "repos/", g->name, "/_oci/blobs/",
+              digest_algo_name(d->algo), "/", d->hex, (char *)0);
+    if (fs_stat(p.s, &st)) return;
+    g->stats->blobs++;
+    if (st.st_nlink <= 2) g->stats->bytes += (uint64_t)st.st_size;
+}
+
+/* A batch under the lock: first what was pushed since it was chosen. */
+static void gc_sweep(struct gc_repo *g) {
+    struct path p;
+    g->fresh_only = true;
+    size_t refs_at = g->ref_count;
+    path_join(&p, "repos/", g->name, "/_oci/manifests", (char *)0);
+    if (fs_list(p.s, gc_manifest, g) && errno != ENOENT) g->failed = true;
+    for (size_t i = refs_at; i < g->ref_count; i++)
+        gc_set_add(&g->refs, g->node_refs[i]);
+    for (size_t i = 0; i < g->batch_count && !g->failed; i++) {
+        if (gc_set_has(&g->refs, gc_key(g->batch[i].hex))) continue;
+        gc_remove(g, &g->batch[i]);
+    }
+}
+
+static bool gc_has_untagged(const struct gc_repo *g) {
+    for (size_t i = 0; i < g->node_count; i++) {
+        if (!g->nodes[i].kept) return true;
+    }
+    return false;
+}
+
+static void gc_locked(struct gc_repo *g, void (*fn)(struct gc_repo *)) {
+    int lock;
+    if (store_repo_lock(g->name, &lock)) {
+        g->failed = true;
+        return;
+    }
+    fn(g);
+    fs_close(lock);
+}
+
+/* Under the lock from the start: a tag may have come meanwhile. */
+static void gc_again_untagged(struct gc_repo *g) {
+    gc_read(g);
+    if (!g->failed) gc_drop_untagged(g);
+    gc_read(g);
+}
+
+static void gc_passes(struct gc_repo *g) {
+    struct path folder;
+    gc_read(g);
+    if (!g->failed && gc_has_untagged(g)) {
+        if (g->plan->dry_run) gc_drop_untagged(g);
+        else gc_locked(g, gc_again_untagged);
+    }
+    uint64_t before;
+    do {
+        before = g->stats->blobs;
+        if (g->failed) break;
+        gc_collect(g);
+        for (size_t i = 0; i < g->batch_count && g->plan->dry_run; i++)
+            gc_count(g, &g->batch[i]);
+        if (g->batch_count && !g->plan->dry_run) gc_locked(g, gc_sweep);
+    } while (g->batch_count == GC_BATCH && !g->plan->dry_run &&
+             g->stats->blobs > before);
+    store_marker(&folder, "trash/", g->name);
+    if (!g->plan->dry_run) fs_rmdir(folder.s);
+}
+
+static void gc_free(struct gc_repo *g) {
+    free(g->refs.keys);
+    free(g->manifests.keys);
+    free(g->tagged.keys);
+    free(g->nodes);
+    free(g->node_refs);
+    free(g->text);
+    free(g);
+}
+
+static struct gc_repo *gc_new(const char *name, const struct gc_plan *plan,
+                              struct gc_stats *stats) {
+    struct gc_repo *g = base_alloc(sizeof *g);
+    g->name = name;
+    g->plan = plan;
+    g->stats = stats;
+    g->text = base_alloc(MANIFEST_MAX + 1);
+    g->now_ms = base_wall_ms();
+    return g;
+}
+
+static void gc_named(const char *name, struct gc_set *out) {
+    static const struct gc_plan none;
+    struct gc_stats stats = {0};
+    struct gc_repo *g = gc_new(name, &none, &stats);
+    gc_read(g);
+    gc_set_sort(&g->refs);
+    *out = g->refs;
+    g->refs.keys = 0;
+    gc_free(g);
+}
+
+static int gc_repository(const char *name, const struct gc_plan *plan,
+                         struct gc_stats *stats) {
+    struct gc_repo *g = gc_new(name, plan, stats);
+    struct path marker;
+    store_marker(&marker, "sweep/", name);
+    if (!plan->dry_run) fs_unlink(marker.s);
+    gc_passes(g);
+    stats->repositories++;
+    if (g->failed) {
+        log_event(LOG_WARN, "gc.incomplete", "repository", name, (char *)0);
+        g->ripe_ms = g->now_ms + GC_RETRY_MS;
+    }
+    if (g->ripe_ms && !plan->dry_run) store_sweep_mark(name, g->ripe_ms);
+    int rc = g->failed ? -1 : 0;
+    gc_free(g);
+    return rc;
+}
+
+static int gc_due_one(void *arg, const char *entry) {
+    struct list *due = arg;
+    struct path p;
+    struct stat st;
+    path_join(&p, "sweep/", entry, (char *)0);
+    if (!fs_stat(p.s, &st) && store_time(&st) <= base_wall_ms())
+        list_add(due, span_of(entry));
+    return 0;
+}
+
+static bool gc_is_due(void) {
+    struct arena a = {0};
+    struct list due = {.arena = &a, .max = 1};
+    fs_list("sweep", gc_due_one, &due);
+    bool any = due.count > 0;
+    arena_reset(&a);
+    free(a.top);
+    return any;
+}
+
+static void gc_due(const struct gc_plan *plan) {
+    struct gc_stats stats = {0};
+    struct arena a = {0};
+    struct list due = {.arena = &a, .max = GC_BATCH};
+    char name[NAME_MAX_LEN + 1];
+    fs_list("sweep", gc_due_one, &due);
+    for (size_t i = 0; i < due.count; i++) {
+        if (store_marker_name(due.names[i].p, name))
+            gc_repository(name, plan, &stats);
+    }
+    arena_reset(&a);
+    free(a.top);
+    char blobs[24], bytes[24];
+    snprintf(blobs, sizeof blobs, "%llu", (unsigned long long)stats.blobs);
+    snprintf(bytes, sizeof bytes, "%llu", (unsigned long long)stats.bytes);
+    if (stats.blobs) log_event(LOG_INFO, "gc.done", "blobs", blobs, "bytes",
+                               bytes, (char *)0);
+}
+
+static int gc_pool_count(void *arg, const char *hex) {
+    struct gc_stats *stats = arg;
+    struct path p;
+    struct stat st;
+    path_join(&p, strlen(hex) == 64 ? "blobs/sha256/" : "blobs/sha512/",
+              hex, (char *)0);
+    if (fs_stat(p.s, &st) || st.st_nlink != 1) return 0;
+    stats->blobs++;
+    stats->bytes += (uint64_t)st.st_size;
+    return 0;
+}
+
+static int gc_pool_one(void *arg, const char *hex) {
+    struct gc_stats *stats = arg;
+    struct digest d;
+    size_t n = strlen(hex);
+    if (n != 64 && n != 128) return 0;
+    d.algo = n == 64 ? DIGEST_SHA256 : DIGEST_SHA512;
+    memcpy(d.hex, hex, n + 1);
+    gc_pool_count(stats, hex);
+    store_pool_drop(&d);
+    return 0;
+}
+
+static void gc_pool(struct gc_stats *stats, bool dry_run) {
+    fs_list("blobs/sha256", dry_run ? gc_pool_count : gc_pool_one, stats);
+    fs_list("blobs/sha512", dry_run ? gc_pool_count : gc_pool_one, stats);
+}
+
+static int gc_restore_one(void *arg, const char *entry) {
+    const char *folder = arg, *hex = strchr(entry, '-');
+    struct path from, to;
+    char name[NAME_MAX_LEN + 1];
+    struct digest d;
+    struct span algo = {entry, hex ? (size_t)(hex - entry) : 0};
+    if (digest_algo_parse(algo, &d.algo) || !store_marker_name(folder, name))
+        return 0;
+    path_join(&from, "trash/", folder, "/", entry, (char *)0);
+    path_join(&to, "repos/", name, "/_oci/blobs/", digest_algo_name(d.algo),
+              "/", hex + 1, (char *)0);
+    if (fs_link(from.s, to.s) && errno != EEXIST && errno != ENOENT)
+        return 0;
+    fs_unlink(from.s);
+    return 0;
+}
+
+static int gc_restore_folder(void *arg, const char *folder) {
+    struct path p;
+    char name[NAME_MAX_LEN + 1];
+    (void)arg;
+    if (!store_marker_name(folder, name)) return 0;
+    path_join(&p, "trash/", folder, (char *)0);
+    fs_list(p.s, gc_restore_one, (void *)(uintptr_t)folder);
+    fs_rmdir(p.s);
+    store_sweep_mark(name, base_wall_ms());
+    return 0;
+}
+
+static void gc_restore(void) {
+    fs_list("trash", gc_restore_folder, 0);
+}
+
+/* ==== 15. fsck: is everything what its name says? ========================
+ *
+ * prefix: fsck_   budget: 330
+ *
+ * Reads every stored byte once (hard links share it), beside a running
+ * server. With --repair what is damaged goes to trash/damaged/, so that a
+ * push of the same brings it back; views, referrers and pool links are made
+ * anew. What a manifest names and the repository lacks is told, but is no
+ * damage: sparse images are legal.
+ */
+
+struct fsck {
+    bool repair;
+    const struct fsck_report *report;
+    struct fsck_counts *counts;
+    struct arena arena;
+    struct gc_set good;          /* inodes whose bytes were read and right */
+    const char *name;            /* the repository, 0: the pool */
+    enum digest_algo algo;
+    char *room;
+};
+
+enum { FSCK_ROOM = 256 << 10 };
+
+/* Out of the way, where nothing serves it and a person can look at it. */
+static void fsck_damaged(struct fsck *f, const char *what,
+                         const char *path) {
+    struct path to, tmp;
+    f->counts->damaged++;
+    f->report->tell(what, path);
+    if (!f->repair) return;
+    fs_tmp_name(&tmp);
+    const char *base = strrchr(path, '/') + 1;
+    path_join(&to, "trash/damaged/", base, tmp.s + strlen("uploads/"),
+              (char *)0);
+    if (fs_mkdir("trash/damaged") || fs_rename(path, to.s)) {
+        f->report->tell(strerror(errno), path);
+        return;
+    }
+    f->counts->repaired++;
+}
+
+/* 0: the bytes are what the name says, 1: they are not, -1: not read. */
+static int fsck_hash(struct fsck *f, const char *path,
+                     const struct digest *d) {
+    struct digest_ctx c;
+    struct digest got;
+    uint64_t at = 0;
+    ssize_t n = 0;
+    int fd = fs_open(path, O_RDONLY);
+    if (fd < 0) return errno == ENOENT ? 0 : -1;
+    digest_init(&c, d->algo);
+    while ((n = fs_read_at(fd, f->room, FSCK_ROOM, at)) > 0) {
+        digest_update(&c, f->room, (size_t)n);
+        at += (uint64_t)n;
+        f->counts->bytes += (uint64_t)n;
+        f->report->progress(f->counts);
+    }
+    fs_close(fd);
+    digest_final(&c, &got);
+    return n < 0 ? -1 : !digest_equal(&got, d);
+}
+
+/* Answers that workers remember end with the file that they stand for. */
+static void fsck_renew(struct fsck *f, const struct digest *d) {
+    struct path p;
+    path_join(&p, "repos/", f->name, "/_oci/manifests/", d->hex, (char *)0);
+    if (fs_touch(p.s)) return;
+    struct list tags = {.arena = &f->arena, .max = SIZE_MAX};
+    store_tags(f->name, &tags);
+    for (size_t i = 0; i < tags.count; i++) {
+        path_join(&p, "repos/", f->name, "/_oci/tags/", tags.names[i].p,
+                  (char *)0);
+        fs_touch(p.s);
+    }
+}
+
+static int fsck_blob(void *arg, const char *hex) {
+    struct fsck *f = arg;
+    struct path p;
+    struct stat st;
+    struct digest d;
+    char text[DIGEST_TEXT_MAX];
+    const char *algo = digest_algo_name(f->algo);
+    if (f->name) path_join(&p, "repos/", f->name, "/_oci/blobs/", algo, "/",
+                           hex, (char *)0);
+    else path_join(&p, "blobs/", algo, "/", hex, (char *)0);
+    snprintf(text, sizeof text, "%s:%s", algo, hex);
+    if (digest_parse(span_of(text), &d)) {
+        f->counts->foreign++;
+        f->report->tell("foreign", p.s);
+        return 0;
+    }
+    if (fs_stat(p.s, &st) || gc_set_has(&f->good, (uint64_t)st.st_ino))
+        return 0;
+    f->counts->blobs++;
+    int rc = fsck_hash(f, p.s, &d);
+    if (!rc && f->name) store_pool_join(p.s, &d);
+    if (!rc) gc_set_add(&f->good, (uint64_t)st.st_ino);
+    else fsck_damaged(f, rc < 0 ? "unreadable" : "damaged", p.s);
+    if (rc && f->name && f->repair) fsck_renew(f, &d);
+    return 0;
+}
+
+static void fsck_blobs(struct fsck *f, const char *folder) {
+    struct path p;
+    for (int i = 0; i < DIGEST_ALGOS; i++) {
+        f->algo = (enum digest_algo)i;
+        path_join(&p, folder, digest_algo_name(f->algo), (char *)0);
+        /* One pass lists, the next one hashes: files may go meanwhile. */
+        struct list names = {.arena = &f->arena, .max = SIZE_MAX};
+        fs_list(p.s, list_collect, &names);
+        gc_set_sort(&f->good);
+        for (size_t k = 0; k < names.count; k++)
+            fsck_blob(f, names.names[k].p);
+        arena_reset(&f->arena);
+    }
+}
+
+/* A referrer whose entry is missing is invisible: made anew. */
+static void fsck_referrer(struct fsck *f, const struct record *record,
+                          const struct digest *subject) {
+    struct path p;
+    struct stat st;
+    const char *why;
+    struct manifest m = {.digest = record->digest, .who = ""};
+    store_referrer_path(&p, f->name, subject, record->digest.hex);
+    if (!fs_stat(p.s, &st)) return;
+    f->counts->damaged++;
+    f->report->tell("referrer not listed", p.s);
+    char *text = base_alloc(MANIFEST_MAX + 1);
+    path_join(&p, "repos/", f->name, "/_oci/blobs/",
+              digest_algo_name(record->digest.algo), "/", record->digest.hex,
+              (char *)0);
+    ssize_t n = fs_load(p.s, text, MANIFEST_MAX + 1);
+    m.bytes = (struct span){text, n > 0 ? (size_t)n : 0};
+    if (f->repair && n > 0 &&
+        !manifest_parse(&f->arena, span_of(record->media_type), &m, &why) &&
+        m.has_subject && !store_manifest_referrer(f->name, &m))
+        f->counts->repaired++;
+    free(text);
+}
+
+static int fsck_record(void *arg, const char *hex) {
+    struct fsck *f = arg;
+    struct path p;
+    struct stat st;
+    struct record record;
+    struct digest subject;
+    path_join(&p, "repos/", f->name, "/_oci/manifests/", hex, (char *)0);
+    if (store_record_load(p.s, &record, &subject)) {
+        if (errno != ENOENT) fsck_damaged(f, "damaged record", p.s);
+        return 0;
+    }
+    if (strcmp(record.digest.hex, hex)) {
+        fsck_damaged(f, "record of another manifest", p.s);
+        return 0;
+    }
+    f->counts->manifests++;
+    path_join(&p, "repos/", f->name, "/_oci/blobs/",
+              digest_algo_name(record.digest.algo), "/", hex, (char *)0);
+    bool there = !fs_stat(p.s, &st);
+    if (!there || (uint64_t)st.st_size != record.size) {
+        f->counts->missing++;
+        f->report->tell("manifest without its bytes", p.s);
+    }
+    if (subject.hex[0]) fsck_referrer(f, &record, &subject);
+    return 0;
+}
+
+static int fsck_tag(void *arg, const char *tag) {
+    struct fsck *f = arg;
+    struct path p;
+    struct record record, manifest;
+    path_join(&p, "repos/", f->name, "/_oci/tags/", tag, (char *)0);
+    if (store_record_load(p.s, &record, 0)) {
+        if (errno != ENOENT) fsck_damaged(f, "damaged tag", p.s);
+    } else if (store_manifest_find(f->name, &record.digest, &manifest)) {
+        fsck_damaged(f, "tag without its manifest", p.s);
+    }
+    return 0;
+}
+
+struct fsck_needs {
+    struct fsck *f;
+    struct gc_set held, named;
+};
+
+static int fsck_held(void *arg, const char *hex) {
+    struct fsck_needs *needs = arg;
+    if (strlen(hex) >= 64) gc_set_add(&needs->held, gc_key(hex));
+    return 0;
+}
+
+/* What the manifests name and the repository does not have. */
+static void fsck_missing(struct fsck *f) {
+    struct fsck_needs needs = {.f = f};
+    struct path p;
+    path_join(&p, "repos/", f->name, "/_oci/blobs/sha256", (char *)0);
+    fs_list(p.s, fsck_held, &needs);
+    path_join(&p, "repos/", f->name, "/_oci/blobs/sha512", (char *)0);
+    fs_list(p.s, fsck_held, &needs);
+    gc_named(f->name, &needs.named);
+    for (size_t i = 0; i < needs.named.count; i++) {
+        char text[40];
+        if (gc_set_has(&needs.held, needs.named.keys[i])) continue;
+        f->counts->missing++;
+        snprintf(text, sizeof text, "%016llx... in ",
+                 (unsigned long long)needs.named.keys[i]);
+        path_join(&p, text, f->name, (char *)0);
+        f->report->tell("named but not here", p.s);
+    }
+    free(needs.held.keys);
+    free(needs.named.keys);
+}
+
+static void fsck_each(struct fsck *f, const char *below,
+                      int (*fn)(void *, const char *)) {
+    struct path p;
+    struct list names = {.arena = &f->arena, .max = SIZE_MAX};
+    path_join(&p, "repos/", f->name, below, (char *)0);
+    fs_list(p.s, list_collect, &names);
+    for (size_t i = 0; i < names.count; i++) fn(f, names.names[i].p);
+    arena_reset(&f->arena);
+}
+
+static void fsck_repository(struct fsck *f, const char *name) {
+    struct path p;
+    f->name = name;
+    f->counts->repositories++;
+    path_join(&p, "repos/", name, "/_oci/blobs/", (char *)0);
+    fsck_blobs(f, p.s);
+    fsck_each(f, "/_oci/manifests", fsck_record);
+    fsck_each(f, "/_oci/tags", fsck_tag);
+    fsck_missing(f);
+    if (f->repair) store_view_write(name);
+}
+
+static int fsck_top(void *arg, const char *entry) {
+    static const char *const known[] = {
+        "format", "lock", "blobs", "repos", "uploads", "dirty", "sweep",
+        "trash"};
+    struct fsck *f = arg;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (!strcmp(entry, known[i])) return 0;
+    }
+    f->counts->foreign++;
+    f->report->tell("foreign", entry);
+    return 0;
+}
+
+static void fsck_run(bool repair, const struct fsck_report *report,
+                     struct fsck_counts *counts) {
+    struct fsck f = {.repair = repair, .counts = counts, .report = report};
+    struct arena a = {0};
+    struct list repos = {.last = {"", 0}};
+    f.room = base_alloc(FSCK_ROOM);
+    fs_list(".", fsck_top, &f);
+    fsck_blobs(&f, "blobs/");
+    while (store_repo_page(&repos, &a)) {
+        for (size_t i = 0; i < repos.count; i++)
+            fsck_repository(&f, repos.names[i].p);
+    }
+    arena_reset(&f.arena);
+    free(f.arena.top);
+    free(a.top);
+    free(f.good.keys);
+    free(f.room);
+}
+
+/* ==== 16. v2: the OCI distribution API ===================================
  *
  * prefix: v2_   budget: 640
  *
@@ -3987,16 +5094,18 @@ static void v2_blob_get(struct request *r) {
 }
 
 /* "It is there" must stay true until the manifest comes: the time that
- * collection looks at is renewed first, unless that was a minute ago. */
+ * collection looks at is renewed first, unless it is fresh. */
 static void v2_blob_head(struct request *r) {
     struct digest d;
     struct stat st;
     int fd;
+    int64_t fresh = (int64_t)r->conf->number[CONF_gc_grace] / 4;
     if (v2_ref_digest(r, &d) && !r->conf->number[CONF_read_only] &&
         !store_blob_open(r->name, &d, &fd, &st)) {
         fs_close(fd);
-        if (base_wall_ms() / 1000 - st.st_mtim.tv_sec > 60)
-            store_blob_touch(r->name, &d);
+        if (base_wall_ms() - store_time(&st) > fresh &&
+            store_blob_touch(r->name, &d))
+            http_fail(r, E_BLOB_UNKNOWN, 0);
     }
     if (!r->status) v2_blob_get(r);
 }
@@ -4306,189 +5415,6 @@ static void v2_manifest_get(struct request *r) {
     http_fail(r, E_MANIFEST_UNKNOWN, 0);
 }
 
-/* What a manifest says of itself, as far as it matters here. */
-struct v2_fields {
-    struct span media_type, artifact_type, config_type, annotations;
-    struct span subject_digest;
-    bool config, layers, manifests;
-    const char *why;
-};
-
-static bool v2_bad(struct v2_fields *f, const char *why) {
-    if (!f->why) f->why = why;
-    return false;
-}
-
-/* A descriptor (image-spec, descriptor.md); its type and digest. */
-static bool v2_descriptor(struct json *j, struct v2_fields *f,
-                          struct span *type, struct span *digest) {
-    struct span key, d = {0, 0};
-    uint64_t size;
-    bool sized = false;
-    *type = (struct span){"", 0};
-    if (json_peek(j) != '{') return v2_bad(f, "a descriptor is no object");
-    json_object(j);
-    while (json_key(j, &key)) {
-        if (span_is(key, "mediaType")) json_string(j, type);
-        else if (span_is(key, "digest")) json_string(j, &d);
-        else if (span_is(key, "size")) sized = json_integer(j, &size);
-        else json_skip(j);
-    }
-    if (j->failed) return v2_bad(f, "a descriptor's fields are wrong");
-    if (!d.p || !digest_is(d))
-        return v2_bad(f, "a descriptor has no digest");
-    if (!sized) return v2_bad(f, "a descriptor has no size");
-    *digest = d;
-    return true;
-}
-
-static bool v2_descriptors(struct json *j, struct v2_fields *f) {
-    struct span type, digest;
-    if (json_peek(j) == 'n') {          /* Go writes an empty list so */
-        json_skip(j);
-        return true;
-    }
-    if (json_peek(j) != '[') return v2_bad(f, "a list is no array");
-    json_array(j);
-    while (json_item(j)) {
-        if (!v2_descriptor(j, f, &type, &digest)) return false;
-    }
-    return true;
-}
-
-static bool v2_annotations(struct json *j, struct v2_fields *f) {
-    struct json inner;
-    struct span key, value;
-    if (json_peek(j) == 'n') {
-        json_skip(j);
-        return true;
-    }
-    if (json_peek(j) != '{') return v2_bad(f, "annotations is no object");
-    f->annotations = json_raw(j);
-    json_init(&inner, f->annotations, j->arena);
-    json_object(&inner);
-    while (json_key(&inner, &key)) json_string(&inner, &value);
-    if (!json_end(&inner)) return v2_bad(f, "an annotation is no string");
-    return true;
-}
-
-/* One member of the manifest; false: it is wrong. */
-static bool v2_field(struct json *j, struct span key, struct v2_fields *f) {
-    struct span type, digest;
-    uint64_t version = 0;
-    if (span_is(key, "schemaVersion")) {
-        json_integer(j, &version);
-        return version == 2 || v2_bad(f, "schemaVersion is not 2");
-    }
-    if (span_is(key, "mediaType")) return json_string(j, &f->media_type);
-    if (span_is(key, "artifactType"))
-        return json_string(j, &f->artifact_type);
-    if (span_is(key, "annotations")) return v2_annotations(j, f);
-    if (span_is(key, "config")) {
-        f->config = true;
-        return v2_descriptor(j, f, &f->config_type, &digest);
-    }
-    if (span_is(key, "subject")) {
-        if (json_peek(j) == 'n') {
-            json_skip(j);
-            return true;
-        }
-        return v2_descriptor(j, f, &type, &f->subject_digest);
-    }
-    if (span_is(key, "layers")) {
-        f->layers = true;
-        return v2_descriptors(j, f);
-    }
-    if (span_is(key, "manifests")) {
-        f->manifests = true;
-        return v2_descriptors(j, f);
-    }
-    json_skip(j);
-    return true;
-}
-
-#define V2_OCI "application/vnd.oci.image."
-
-/* The media type: Content-Type, which must not contradict the manifest's
- * own; without one, what the manifest says or looks like. */
-static int v2_media_type(struct span content_type, struct v2_fields *f,
-                         struct manifest *m) {
-    struct span type = span_trim(span_cut(&content_type, ';'));
-    bool vague = !type.n || span_is_nocase(type, "application/json") ||
-                 span_is_nocase(type, "application/octet-stream");
-    if (f->media_type.n && !vague && span_compare(type, f->media_type)) {
-        f->why = "mediaType is not the Content-Type";
-        return -1;
-    }
-    if (vague && f->media_type.n) type = f->media_type;
-    else if (vague && f->manifests)
-        type = span_of(V2_OCI "index.v1+json");
-    else if (vague && f->config)
-        type = span_of(V2_OCI "manifest.v1+json");
-    if (!name_is_media_type(type)) {
-        f->why = "there is no media type";
-        return -1;
-    }
-    memcpy(m->media_type, type.p, type.n);
-    m->media_type[type.n] = 0;
-    return 0;
-}
-
-/* What the referrers list will show (distribution-spec, "Listing
- * Referrers"): an image without artifactType shows its config's type. */
-static void v2_manifest_descriptor(struct arena *a, struct v2_fields *f,
-                                   struct manifest *m) {
-    struct buf out;
-    char digest[DIGEST_TEXT_MAX];
-    struct span type = f->artifact_type;
-    if (!type.n && !f->manifests) type = f->config_type;
-    buf_init(&out, a, DESCRIPTOR_MAX - 1);
-    digest_text(&m->digest, digest);
-    buf_printf(&out, "{\"mediaType\":\"%s\",\"size\":%zu,\"digest\":\"%s\"",
-               m->media_type, m->bytes.n, digest);
-    if (type.n) {
-        buf_text(&out, ",\"artifactType\":");
-        codec_put_json(&out, type);
-    }
-    size_t without = out.n;
-    if (f->annotations.n) {
-        buf_text(&out, ",\"annotations\":");
-        buf_span(&out, f->annotations);
-    }
-    buf_text(&out, "}");
-    if (out.failed) {             /* annotations past any use: left out */
-        out.failed = false;
-        out.n = without;
-        buf_text(&out, "}");
-    }
-    m->descriptor = buf_view(&out);
-}
-
-static int v2_manifest_parse(struct arena *a, struct span content_type,
-                             struct manifest *m, const char **why) {
-    struct v2_fields f = {.why = 0};
-    struct json j;
-    struct span key;
-    bool good = true;
-    *why = "not a JSON object";
-    json_init(&j, m->bytes, a);
-    if (json_peek(&j) != '{') return E_MANIFEST_INVALID;
-    json_object(&j);
-    while (good && json_key(&j, &key)) good = v2_field(&j, key, &f);
-    if (f.why) *why = f.why;
-    if (!good || !json_end(&j)) return E_MANIFEST_INVALID;
-    int rc = v2_media_type(content_type, &f, m);
-    *why = f.why;
-    if (rc) return E_MANIFEST_INVALID;
-    m->has_subject = f.subject_digest.n > 0;
-    if (m->has_subject && digest_parse(f.subject_digest, &m->subject)) {
-        *why = "the subject's digest is not supported";
-        return E_MANIFEST_INVALID;
-    }
-    if (m->has_subject) v2_manifest_descriptor(a, &f, m);
-    return 0;
-}
-
 /* The tag in the path and those of ?tag=; an error or 0. */
 static int v2_manifest_tags(struct request *r, struct manifest *m) {
     struct span tag;
@@ -4547,7 +5473,7 @@ static void v2_manifest_put(struct request *r) {
             rc = E_DIGEST_INVALID;
     }
     struct span type = r->header[HEADER_CONTENT_TYPE];
-    if (!rc) rc = v2_manifest_parse(&r->arena, type, m, &why);
+    if (!rc) rc = manifest_parse(&r->arena, type, m, &why);
     if (!rc) rc = store_manifest_put(r->name, m);
     if (rc) http_fail(r, (enum error)rc, why);
     else v2_manifest_created(r, m);
@@ -4581,7 +5507,7 @@ static void v2_referrers(struct request *r) {
     http_query(r, "last", &page.last);
     page.out = &out;
     buf_init(&out, &r->arena, REFERRERS_PAGE + DESCRIPTOR_MAX + 1024);
-    buf_text(&out, "{\"schemaVersion\":2,\"mediaType\":\"" V2_OCI
+    buf_text(&out, "{\"schemaVersion\":2,\"mediaType\":\"" MANIFEST_OCI
              "index.v1+json\",\"manifests\":[");
     int rc = store_referrers(r->name, &subject, &page);
     if (rc) {
@@ -4601,10 +5527,10 @@ static void v2_referrers(struct request *r) {
         buf_put(&more, "", 1);
         v2_link(r, page.next, more.p);
     }
-    http_send_bytes(r, V2_OCI "index.v1+json", buf_view(&out));
+    http_send_bytes(r, MANIFEST_OCI "index.v1+json", buf_view(&out));
 }
 
-/* ==== 14. api: the server itself ==========================================
+/* ==== 17. api: the server itself =========================================
  *
  * prefix: api_   budget: 40
  */
@@ -4621,7 +5547,7 @@ static void api_health(struct request *r) {
     http_send_bytes(r, "application/json", span_of("{\"status\":\"ok\"}\n"));
 }
 
-/* ==== 15. routes: which handler ===========================================
+/* ==== 18. routes: which handler ==========================================
  *
  * prefix: routes_   budget: 180
  *
@@ -4798,7 +5724,7 @@ static void routes_headers(struct request *r) {
                 "Authorization, Content-Type");
 }
 
-/* ==== 16. conn: one connection's life =====================================
+/* ==== 19. conn: one connection's life ====================================
  *
  * prefix: conn_   budget: 900
  *
@@ -5828,7 +6754,7 @@ static void conn_drain(bool idle) {
     }
 }
 
-/* ==== 17. job: short-lived children =======================================
+/* ==== 20. job: short-lived children ======================================
  *
  * prefix: job_   budget: 40
  *
@@ -5852,7 +6778,23 @@ static void job_sweep(const struct conf *c) {
     store_upload_expire(c->number[CONF_upload_expire]);
 }
 
-/* ==== 18. worker: the loop ================================================
+static struct gc_plan job_plan(const struct conf *c) {
+    return (struct gc_plan){.grace_ms = c->number[CONF_gc_grace],
+                            .untagged_ms = c->number[CONF_gc_untagged]};
+}
+
+static void job_collect(const struct conf *c) {
+    struct gc_plan plan = job_plan(c);
+    gc_due(&plan);
+}
+
+static void job_pool(const struct conf *c) {
+    struct gc_stats stats = {0};
+    (void)c;
+    gc_pool(&stats, false);
+}
+
+/* ==== 21. worker: the loop ===============================================
  *
  * prefix: worker_   budget: 120
  */
@@ -5945,7 +6887,7 @@ static _Noreturn void worker_run(const struct conf *conf,
     }
 }
 
-/* ==== 19. supervisor: listeners, workers, signals =========================
+/* ==== 22. supervisor: listeners, workers, signals ========================
  *
  * prefix: supervisor_ listen_   budget: 460
  *
@@ -5973,7 +6915,8 @@ static struct {
     struct supervisor_worker workers[2 * WORKERS_LIMIT];
     int signals;
     bool stopping;
-    uint64_t deadline_ms, sweep_ms;
+    uint64_t deadline_ms;
+    uint64_t sweep_ms, collect_ms, pool_ms;    /* when jobs are due */
     pid_t job;
 } supervisor;
 
@@ -6282,7 +7225,8 @@ static void supervisor_apply(struct conf *conf) {
     struct store_limits limits = {
         .max_blob = conf->number[CONF_max_blob],
         .min_free = conf->number[CONF_min_free],
-        .max_uploads = conf->number[CONF_max_uploads]};
+        .max_uploads = conf->number[CONF_max_uploads],
+        .gc_grace_ms = (int64_t)conf->number[CONF_gc_grace]};
     log_init((enum log_level)conf->number[CONF_log_level],
              conf->number[CONF_log_format] == 1);
     store_set_limits(&limits);
@@ -6334,9 +7278,32 @@ static void supervisor_signal(void) {
     }
 }
 
+/* Starts the job that is due, one at a time; when the next one is. */
+static uint64_t supervisor_jobs(uint64_t now) {
+    const struct conf *conf = supervisor.conf;
+    if (conf->number[CONF_read_only]) return UINT64_MAX;
+    if (supervisor.job > 0) return now + GC_POLL_MS;
+    if (now >= supervisor.sweep_ms) {
+        uint64_t every = conf->number[CONF_upload_expire] / 4;
+        if (every < JOB_MIN_MS) every = JOB_MIN_MS;
+        if (every > JOB_MAX_MS) every = JOB_MAX_MS;
+        supervisor.sweep_ms = now + every;
+        supervisor.job = job_start(job_sweep, conf);
+    } else if (now >= supervisor.pool_ms) {
+        supervisor.pool_ms = now + GC_POOL_MS;
+        supervisor.job = job_start(job_pool, conf);
+    } else if (now >= supervisor.collect_ms) {
+        supervisor.collect_ms = now + GC_POLL_MS;
+        if (gc_is_due()) supervisor.job = job_start(job_collect, conf);
+    }
+    if (supervisor.job > 0) return now + GC_POLL_MS;
+    return supervisor.collect_ms < supervisor.sweep_ms
+         ? supervisor.collect_ms : supervisor.sweep_ms;
+}
+
 /* What time asks for; ms until it asks again. */
 static uint64_t supervisor_timers(unsigned *alive) {
-    uint64_t now = base_now_ms(), next = supervisor.sweep_ms;
+    uint64_t now = base_now_ms(), next = UINT64_MAX;
     *alive = 0;
     for (unsigned i = 0; i < 2 * WORKERS_LIMIT; i++) {
         struct supervisor_worker *w = &supervisor.workers[i];
@@ -6348,14 +7315,9 @@ static uint64_t supervisor_timers(unsigned *alive) {
         if (!w->pid && w->respawn_ms < next) next = w->respawn_ms;
     }
     if (supervisor.stopping) return 50;
-    if (now >= supervisor.sweep_ms && !supervisor.job) {
-        uint64_t every = supervisor.conf->number[CONF_upload_expire] / 4;
-        if (every < JOB_MIN_MS) every = JOB_MIN_MS;
-        if (every > JOB_MAX_MS) every = JOB_MAX_MS;
-        supervisor.job = job_start(job_sweep, supervisor.conf);
-        next = supervisor.sweep_ms = now + every;
-    }
-    return next > now ? next - now : 100;
+    uint64_t jobs = supervisor_jobs(now);
+    if (jobs < next) next = jobs;
+    return next > now ? next - now : 1;
 }
 
 static void supervisor_loop(void) {
@@ -6418,6 +7380,7 @@ static int supervisor_run(struct conf *conf, int argc, char **argv) {
     supervisor_drop(conf);
     store_setup(conf->text[CONF_dir][0], supervisor.shared);
     store_upload_count();
+    gc_restore();
     supervisor_signals();
     for (unsigned i = 0; i < 2 * WORKERS_LIMIT; i++)
         supervisor.workers[i].respawn_ms = UINT64_MAX;
@@ -6434,9 +7397,9 @@ static int supervisor_run(struct conf *conf, int argc, char **argv) {
     return 0;
 }
 
-/* ==== 20. cli: what a person types ========================================
+/* ==== 23. cli: what a person types =======================================
  *
- * prefix: cli_   budget: 60
+ * prefix: cli_   budget: 160
  */
 
 static int cli_print(const struct buf *text) {
@@ -6444,26 +7407,119 @@ static int cli_print(const struct buf *text) {
     return fflush(stdout) ? 1 : 0;
 }
 
-static int cli_serve(int argc, char **argv) {
-    struct conf conf;
+static void cli_load(struct conf *conf, int argc, char **argv) {
     struct buf err;
     buf_init(&err, 0, 64 << 10);
-    if (conf_load(&conf, argc, argv, &err)) {
+    if (conf_load(conf, argc, argv, &err)) {
         buf_put(&err, "", 1);
         base_die(2, "%s", err.p);
     }
     buf_free(&err);
+}
+
+static int cli_serve(int argc, char **argv) {
+    struct conf conf;
+    cli_load(&conf, argc, argv);
     int rc = supervisor_run(&conf, argc, argv);
     conf_free(&conf);
     return rc;
+}
+
+/* Takes the command's name, and its flag where it is given, out of the
+ * arguments; the rest are options as the server has them. */
+static bool cli_command(struct conf *conf, int argc, char **argv,
+                        const char *flag) {
+    char **rest = base_alloc((size_t)argc * sizeof *rest);
+    int n = 0;
+    bool given = false;
+    for (int i = 0; i < argc; i++) {
+        bool is_flag = !strcmp(argv[i], flag);
+        given = given || is_flag;
+        if (i != 1 && !is_flag) rest[n++] = argv[i];
+    }
+    cli_load(conf, n, rest);
+    free(rest);
+    log_init((enum log_level)conf->number[CONF_log_level],
+             conf->number[CONF_log_format] == 1);
+    digest_setup();
+    fs_enter_root(conf->text[CONF_dir][0]);
+    return given;
+}
+
+static int cli_gc(int argc, char **argv) {
+    struct conf conf;
+    struct gc_stats stats = {0};
+    struct list repos = {.max = 0};
+    struct arena a = {0};
+    bool dry = cli_command(&conf, argc, argv, "--dry-run");
+    struct gc_plan plan = job_plan(&conf);
+    int rc = 0;
+    plan.dry_run = dry;
+    while (store_repo_page(&repos, &a)) {
+        for (size_t i = 0; i < repos.count; i++)
+            if (gc_repository(repos.names[i].p, &plan, &stats)) rc = 1;
+    }
+    gc_pool(&stats, dry);
+    log_flush();
+    printf("%llu repositories, %llu manifests; %s %llu untagged manifests "
+           "and %llu blobs, %llu bytes\n",
+           (unsigned long long)stats.repositories,
+           (unsigned long long)stats.manifests,
+           dry ? "would remove" : "removed",
+           (unsigned long long)stats.untagged,
+           (unsigned long long)stats.blobs,
+           (unsigned long long)stats.bytes);
+    arena_reset(&a);
+    free(a.top);
+    conf_free(&conf);
+    return fflush(stdout) ? 1 : rc;
+}
+
+static void cli_fsck_tell(const char *what, const char *path) {
+    if (isatty(STDERR_FILENO)) fputs("\r\033[K", stderr);
+    printf("%s: %s\n", what, path);
+}
+
+static void cli_fsck_progress(const struct fsck_counts *counts) {
+    static uint64_t shown_ms;
+    uint64_t now = base_now_ms();
+    if (now - shown_ms < 200 || !isatty(STDERR_FILENO)) return;
+    shown_ms = now;
+    fprintf(stderr, "\r%llu blobs, %llu MB\033[K",
+            (unsigned long long)counts->blobs,
+            (unsigned long long)counts->bytes / 1000000);
+}
+
+static int cli_fsck(int argc, char **argv) {
+    static const struct fsck_report report = {cli_fsck_tell,
+                                              cli_fsck_progress};
+    struct conf conf;
+    struct fsck_counts n = {0};
+    bool repair = cli_command(&conf, argc, argv, "--repair");
+    fsck_run(repair, &report, &n);
+    if (isatty(STDERR_FILENO)) fputs("\r\033[K", stderr);
+    log_flush();
+    printf("%llu repositories, %llu manifests, %llu blobs, %llu bytes read: "
+           "%llu damaged, %llu repaired, %llu missing, %llu foreign\n",
+           (unsigned long long)n.repositories,
+           (unsigned long long)n.manifests, (unsigned long long)n.blobs,
+           (unsigned long long)n.bytes, (unsigned long long)n.damaged,
+           (unsigned long long)n.repaired, (unsigned long long)n.missing,
+           (unsigned long long)n.foreign);
+    conf_free(&conf);
+    return fflush(stdout) || n.damaged > n.repaired ? 1 : 0;
 }
 
 static int cli_run(int argc, char **argv) {
     struct buf text;
     bool help = conf_wants(argc, argv, "--help") ||
                 conf_wants(argc, argv, "-h");
-    if (!help && !conf_wants(argc, argv, "--version"))
+    if (!help && !conf_wants(argc, argv, "--version")) {
+        const char *command = argc > 1 ? argv[1] : "";
+        if (!strcmp(command, "gc")) return cli_gc(argc, argv);
+        if (!strcmp(command, "fsck")) return cli_fsck(argc, argv);
         return cli_serve(argc, argv);
+    }
     buf_init(&text, 0, 64 << 10);
     if (help) conf_help(&text);
     else buf_text(&text, "dims " DIMS_VERSION "\n");
@@ -6472,7 +7528,7 @@ static int cli_run(int argc, char **argv) {
     return rc;
 }
 
-/* ==== 21. main: the door ==================================================
+/* ==== 24. main: the door =================================================
  *
  * prefix: main   budget: 10
  */

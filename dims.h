@@ -24,7 +24,7 @@
 #define DIMS_VERSION "0.1.0"
 #endif
 
-/* ---- 0. limits, tables and shared structs -------------------------------- */
+/* ---- 0. limits, tables and shared structs ------------------------------- */
 
 /* Every size, count, depth and time that a client or a file can drive. */
 enum {
@@ -84,6 +84,10 @@ enum {
     REPO_SEEN = 1024,               /* repositories known to be on the disk */
     SMALL_FILE_MAX = 4 << 10,       /* a tag file, a record, an upload state */
     RESPAWN_MS = 1000,              /* a worker that died young waits */
+    GC_BATCH = 1024,                /* blobs that go under one lock */
+    GC_RETRY_MS = 60 * 1000,        /* after a collection that failed */
+    GC_POLL_MS = 1000,              /* how often markers are looked at */
+    GC_POOL_MS = 24 * 3600 * 1000,  /* between two looks at the pool */
     JOB_MIN_MS = 500,               /* between two sweeps of the uploads */
     JOB_MAX_MS = 10 * 60 * 1000
 };
@@ -176,6 +180,10 @@ enum header {
       "bytes that all unfinished uploads may hold; 0: no limit") \
     X(upload_expire, 0, "SPAN", SPAN, "24h", \
       "an upload without news for so long is removed") \
+    X(gc_grace, 0, "SPAN", SPAN, "1h", \
+      "blobs that no manifest names are kept for so long") \
+    X(gc_untagged, 0, "SPAN", SPAN, "0", \
+      "untagged manifests older than this are removed; 0: never") \
     X(max_connections, 0, "N", NUMBER(1000000), "10000", \
       "open connections of one worker") \
     X(read_only, 0, 0, BOOL, "off", \
@@ -359,7 +367,7 @@ struct request {
     char who[NAME_MAX_LEN + 1];
 };
 
-/* ---- 1. base: time, chance, memory, the end ------------------------------ */
+/* ---- 1. base: time, chance, memory, the end ----------------------------- */
 
 /* Prints one line and leaves with `code`: 2 for usage, 1 for the rest. */
 static _Noreturn void base_die(int code, const char *fmt, ...)
@@ -376,7 +384,7 @@ static void base_random(void *p, size_t n);
  * EFBIG where it has more. */
 static ssize_t base_read_file(const char *name, char *out, size_t cap);
 
-/* ---- 2. text: borrowed spans, owned buffers, an arena, paths ------------- */
+/* ---- 2. text: borrowed spans, owned buffers, an arena, paths ------------ */
 
 static struct span span_of(const char *s);
 static bool span_is(struct span s, const char *text);
@@ -405,7 +413,7 @@ static struct span buf_view(const struct buf *b);
 static void path_join(struct path *p, const char *first, ...)
     __attribute__((sentinel));
 
-/* ---- 3. codec: hex, numbers, percent, time, JSON strings ----------------- */
+/* ---- 3. codec: hex, numbers, percent, time, JSON strings ---------------- */
 
 static void codec_hex(char *out, const uint8_t *p, size_t n);
 /* 0 to 15, or -1. */
@@ -427,7 +435,7 @@ static void codec_time(char out[25], int64_t wall_ms);
 static void codec_http_date(char out[30], int64_t wall_ms);
 static size_t codec_utf8(const char *p, size_t n);
 
-/* ---- 4. log: tagged lines through a bounded ring ------------------------- */
+/* ---- 4. log: tagged lines through a bounded ring ------------------------ */
 
 enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 
@@ -440,7 +448,7 @@ static void log_event(enum log_level level, const char *tag, ...)
 static void log_flush(void);
 static bool log_pending(void);
 
-/* ---- 5. json: a strict reader that allocates nothing (RFC 8259) ---------- */
+/* ---- 5. json: a strict reader that allocates nothing (RFC 8259) --------- */
 
 struct json {
     const char *p, *end;
@@ -464,7 +472,7 @@ static struct span json_raw(struct json *j);
 /* True when all was read and nothing failed. */
 static bool json_end(struct json *j);
 
-/* ---- 6. digest: sha256 and sha512, by the CPU's instructions ------------- */
+/* ---- 6. digest: sha256 and sha512, by the CPU's instructions ------------ */
 
 static void digest_setup(void);
 static void digest_init(struct digest_ctx *c, enum digest_algo algo);
@@ -484,11 +492,13 @@ static void digest_text(const struct digest *d, char out[DIGEST_TEXT_MAX]);
 static void digest_save(const struct digest_ctx *c, struct buf *out);
 static int digest_load(struct digest_ctx *c, struct span line);
 
-/* ---- 7. fs: the disk, below one folder ----------------------------------- */
+/* ---- 7. fs: the disk, below one folder ---------------------------------- */
 
 /* Makes and enters DIR, takes its lock, probes the file system.
  * Ends the process with one line where that fails. */
 static void fs_open_root(const char *dir);
+/* Enters DIR beside a running server, for commands: no lock, no probe. */
+static void fs_enter_root(const char *dir);
 static int fs_open(const char *path, int flags);
 static int fs_create(const char *path);
 /* Up to cap-1 bytes, terminated; their number or -1. */
@@ -520,6 +530,8 @@ static int fs_mkdir(const char *path);
 static int fs_sync_dir(const char *path);
 static int fs_stat(const char *path, struct stat *st);
 static int fs_touch(const char *path);
+static int fs_set_time(const char *path, int64_t wall_ms);
+static int fs_rmdir(const char *path);
 /* Opens or makes the file and locks it; blocks unless `try`. */
 static int fs_lock(const char *path, bool try);
 static int fs_lock_fd(int fd, bool try);
@@ -529,7 +541,7 @@ static int fs_list(const char *path, int (*fn)(void *, const char *),
 static uint64_t fs_free_bytes(void);
 static void fs_tmp_name(struct path *out);
 
-/* ---- 8. pool: disk threads ----------------------------------------------- */
+/* ---- 8. pool: disk threads ---------------------------------------------- */
 
 /* Starts the threads of this process; the descriptor is readable while
  * finished jobs wait for pool_finish. */
@@ -537,7 +549,7 @@ static int pool_start(void);
 static void pool_submit(struct pool_job *job);
 static void pool_finish(void);
 
-/* ---- 9. conf: one table, three sources ----------------------------------- */
+/* ---- 9. conf: one table, three sources ---------------------------------- */
 
 /* Flags before variables before file before defaults. 0, or -1 with one
  * line in `err`. `argv` may be 0 (none). */
@@ -562,13 +574,13 @@ struct conf_listen {
 static int conf_listen_parse(const char *value, struct conf_listen *out);
 static int conf_port_parse(struct span s, uint16_t *out);
 
-/* ---- 10. name: the grammars ---------------------------------------------- */
+/* ---- 10. name: the grammars --------------------------------------------- */
 
 static bool name_is_repository(struct span s);
 static bool name_is_tag(struct span s);
 static bool name_is_media_type(struct span s);
 
-/* ---- 11. http: requests in, answers out; no descriptors ------------------ */
+/* ---- 11. http: requests in, answers out; no descriptors ----------------- */
 
 enum http_result { HTTP_MORE, HTTP_OK, HTTP_BAD };
 
@@ -620,16 +632,7 @@ static void http_send_stream(struct request *r, const char *type,
 static void http_fail(struct request *r, enum error e, const char *text);
 static const char *http_reason(int status);
 
-/* ---- 12. store: repositories on the disk --------------------------------- */
-
-/* What a tag or a manifest's record says. */
-struct record {
-    struct digest digest;
-    char media_type[MEDIA_TYPE_MAX + 1];
-    uint64_t size;
-    int64_t time_ms;
-    char who[NAME_MAX_LEN + 1];
-};
+/* ---- 12. manifest: what a manifest says --------------------------------- */
 
 /* A manifest to be put, parsed and hashed. */
 struct manifest {
@@ -644,8 +647,25 @@ struct manifest {
     unsigned tag_count;
 };
 
+/* Its own fields, checked: media type, subject, descriptor; `bytes` and
+ * `digest` are set. E_MANIFEST_INVALID and why, or 0. */
+static int manifest_parse(struct arena *a, struct span content_type,
+                          struct manifest *m, const char **why);
+
+/* ---- 13. store: repositories on the disk -------------------------------- */
+
+/* What a tag or a manifest's record says. */
+struct record {
+    struct digest digest;
+    char media_type[MEDIA_TYPE_MAX + 1];
+    uint64_t size;
+    int64_t time_ms;
+    char who[NAME_MAX_LEN + 1];
+};
+
 /* Names in byte order, in an arena. */
 struct list {
+    bool any;              /* of repositories: those without manifests, too */
     struct span *names;
     size_t count, cap;
     size_t max;            /* keep this many, the smallest */
@@ -656,6 +676,7 @@ struct list {
 
 struct store_limits {
     uint64_t max_blob, min_free, max_uploads;
+    int64_t gc_grace_ms;
 };
 
 /* Once, before forking: DIR's folders and format. */
@@ -675,6 +696,30 @@ static int store_upload_create(struct upload *u, const char *name,
 /* Opens and locks: E_UPLOAD_UNKNOWN, E_UPLOAD_BUSY. */
 static int store_upload_open(struct upload *u, const char *name,
                              struct span id);
+/* For gc and fsck: locks, links and files of a repository. */
+static int store_repo_lock(const char *name, int *lock);
+static void store_pool_join(const char *path, const struct digest *d);
+static void store_pool_drop(const struct digest *d);
+static int64_t store_time(const struct stat *st);
+static void store_marker(struct path *p, const char *folder,
+                         const char *name);
+/* The repository that a marker stands for; false: none. */
+static bool store_marker_name(const char *entry, char *name);
+static void store_sweep_mark(const char *name, int64_t due_ms);
+static int store_record_load(const char *path, struct record *out,
+                             struct digest *subject);
+static void store_referrer_path(struct path *p, const char *name,
+                                const struct digest *subject,
+                                const char *hex);
+static int store_manifest_referrer(const char *name,
+                                   const struct manifest *m);
+static int store_manifest_remove(const char *name, const struct digest *d);
+static int store_manifest_subject(const char *name, const char *hex,
+                                  struct digest *out);
+static void list_add(struct list *l, struct span name);
+static int list_collect(void *list, const char *name);
+/* The next thousand of all repositories, from an empty page on. */
+static bool store_repo_page(struct list *page, struct arena *a);
 /* Whether n more bytes may come: E_FULL or 0. */
 static int store_upload_room(uint64_t n);
 static int store_upload_write(struct upload *u, const char *p, size_t n);
@@ -716,7 +761,60 @@ static int store_view_write(const char *name);
 /* Takes up what a crash left behind. */
 static void store_view_recover(void);
 
-/* ---- 13. v2: the OCI distribution API ------------------------------------ */
+/* ---- 14. gc: what nobody names any more --------------------------------- */
+
+struct gc_plan {
+    uint64_t grace_ms;       /* blobs younger than this stay */
+    uint64_t untagged_ms;    /* untagged manifests older go; 0: none do */
+    bool dry_run;
+};
+
+struct gc_stats {
+    uint64_t repositories, manifests, untagged, blobs, bytes;
+};
+
+/* 64-bit keys; a set once it is asked. */
+struct gc_set {
+    uint64_t *keys;
+    size_t count, cap;
+    bool sorted;
+};
+
+static void gc_set_add(struct gc_set *s, uint64_t key);
+static void gc_set_sort(struct gc_set *s);
+static bool gc_set_has(struct gc_set *s, uint64_t key);
+/* The first 64 bits of a digest's hex. */
+static uint64_t gc_key(const char *hex);
+/* Keys of all that a repository's manifests name. */
+static void gc_named(const char *name, struct gc_set *out);
+/* Collects one repository beside whatever goes on in it. */
+static int gc_repository(const char *name, const struct gc_plan *plan,
+                         struct gc_stats *stats);
+/* Whether a marked repository is due; collects those that are. */
+static bool gc_is_due(void);
+static void gc_due(const struct gc_plan *plan);
+/* Pool files that no repository links to any more. */
+static void gc_pool(struct gc_stats *stats, bool dry_run);
+/* Puts back what a crash left in trash/. */
+static void gc_restore(void);
+
+/* ---- 15. fsck: is everything what its name says? ------------------------ */
+
+struct fsck_counts {
+    uint64_t repositories, manifests, blobs, bytes;
+    uint64_t damaged, repaired, missing, foreign;
+};
+
+/* What the caller is told on the way. */
+struct fsck_report {
+    void (*tell)(const char *what, const char *path);
+    void (*progress)(const struct fsck_counts *counts);
+};
+
+static void fsck_run(bool repair, const struct fsck_report *report,
+                     struct fsck_counts *counts);
+
+/* ---- 16. v2: the OCI distribution API ----------------------------------- */
 
 static void v2_ping(struct request *r);
 static void v2_catalog(struct request *r);
@@ -736,16 +834,13 @@ static void v2_manifest_put(struct request *r);
 static void v2_manifest_delete(struct request *r);
 static void v2_tags(struct request *r);
 static void v2_referrers(struct request *r);
-/* A manifest's own fields, checked: E_MANIFEST_INVALID and why, or 0. */
-static int v2_manifest_parse(struct arena *a, struct span content_type,
-                             struct manifest *m, const char **why);
 
-/* ---- 14. api: the server itself ------------------------------------------ */
+/* ---- 17. api: the server itself ----------------------------------------- */
 
 static void api_root(struct request *r);
 static void api_health(struct request *r);
 
-/* ---- 15. routes: which handler ------------------------------------------- */
+/* ---- 18. routes: which handler ------------------------------------------ */
 
 /* Sets route, name and ref, or fails the request. False: it was answered
  * (404, 405, a bad name, a foreign origin, read-only). */
@@ -753,7 +848,7 @@ static bool routes_find(struct request *r);
 /* Adds what every answer of the route carries. */
 static void routes_headers(struct request *r);
 
-/* ---- 16. conn: one connection's life ------------------------------------- */
+/* ---- 19. conn: one connection's life ------------------------------------ */
 
 /* A worker's connections: owned here, one set a process. */
 static void conn_setup(const struct conf *conf, struct shared *shared);
@@ -768,29 +863,33 @@ static size_t conn_count(void);
  * those that wait for a request end now. */
 static void conn_drain(bool idle);
 
-/* ---- 17. job: short-lived children --------------------------------------- */
+/* ---- 20. job: short-lived children -------------------------------------- */
 
 /* Forks a niced child that runs `fn` and ends; its pid or -1. */
 static int job_start(void (*fn)(const struct conf *), const struct conf *c);
 /* Removes uploads that are abandoned. */
 static void job_sweep(const struct conf *c);
+/* Collects the repositories that are due. */
+static void job_collect(const struct conf *c);
+static void job_pool(const struct conf *c);
+static struct gc_plan job_plan(const struct conf *c);
 
-/* ---- 18. worker: the loop ------------------------------------------------ */
+/* ---- 21. worker: the loop ----------------------------------------------- */
 
 /* Never returns. */
 static _Noreturn void worker_run(const struct conf *conf,
                                  struct shared *shared, int control,
                                  const int *listeners, unsigned count);
 
-/* ---- 19. supervisor: listeners, workers, signals ------------------------- */
+/* ---- 22. supervisor: listeners, workers, signals ------------------------ */
 
 /* Serves until a signal says stop; the exit status. */
 static int supervisor_run(struct conf *conf, int argc, char **argv);
 
-/* ---- 20. cli: what a person types ---------------------------------------- */
+/* ---- 23. cli: what a person types --------------------------------------- */
 
 static int cli_run(int argc, char **argv);
 
-/* ---- 21. main: the door -------------------------------------------------- */
+/* ---- 24. main: the door ------------------------------------------------- */
 
 #endif

@@ -48,16 +48,20 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
-    return rig.Images(str(tmp_path_factory.mktemp("images")))
+    folder = tmp_path_factory.mktemp("images")
+    yield rig.Images(str(folder))
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """One server for all: what one client left must not trouble the next."""
-    server = rig.Server(str(tmp_path_factory.mktemp("server")))
+    folder = tmp_path_factory.mktemp("server")
+    server = rig.Server(str(folder))
     yield server
     status = server.stop()
     assert (status, server.said()) == (0, "")
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

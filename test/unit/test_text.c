@@ -1,0 +1,2 @@
+/* Spans, arenas, buffers and paths. */
+#include "text.h"
