@@ -282,6 +282,12 @@ static void arena_reset(struct arena *a) {
     a->total = 0;
 }
 
+static void arena_free(struct arena *a) {
+    arena_reset(a);
+    free(a->top);
+    a->top = 0;
+}
+
 static void buf_init(struct buf *b, struct arena *a, size_t max) {
     *b = (struct buf){.arena = a, .max = max};
 }
@@ -4346,6 +4352,7 @@ static void gc_keep(struct gc_repo *g) {
 /* Reads the repository's manifests (and tags, where they matter). */
 static void gc_read(struct gc_repo *g) {
     struct path p;
+    g->stats->manifests -= g->manifests.count;   /* of an earlier reading */
     g->refs.count = g->manifests.count = g->tagged.count = 0;
     g->node_count = g->ref_count = 0;
     g->fresh_only = false;
@@ -4565,8 +4572,7 @@ static bool gc_is_due(void) {
     struct list due = {.arena = &a, .max = 1};
     fs_list("sweep", gc_due_one, &due);
     bool any = due.count > 0;
-    arena_reset(&a);
-    free(a.top);
+    arena_free(&a);
     return any;
 }
 
@@ -4580,8 +4586,7 @@ static void gc_due(const struct gc_plan *plan) {
         if (store_marker_name(due.names[i].p, name))
             gc_repository(name, plan, &stats);
     }
-    arena_reset(&a);
-    free(a.top);
+    arena_free(&a);
     char blobs[24], bytes[24];
     snprintf(blobs, sizeof blobs, "%llu", (unsigned long long)stats.blobs);
     snprintf(bytes, sizeof bytes, "%llu", (unsigned long long)stats.bytes);
@@ -4914,9 +4919,8 @@ static void fsck_run(bool repair, const struct fsck_report *report,
         for (size_t i = 0; i < repos.count; i++)
             fsck_repository(&f, repos.names[i].p);
     }
-    arena_reset(&f.arena);
-    free(f.arena.top);
-    free(a.top);
+    arena_free(&f.arena);
+    arena_free(&a);
     free(f.good.keys);
     free(f.room);
 }
@@ -5934,7 +5938,7 @@ static void conn_request_free(struct conn *c) {
         conns.spare = r;
         conns.spare_count++;
     } else {
-        free(r->arena.top);
+        arena_free(&r->arena);
         free(r);
     }
     c->r = 0;
@@ -7469,8 +7473,7 @@ static int cli_gc(int argc, char **argv) {
            (unsigned long long)stats.untagged,
            (unsigned long long)stats.blobs,
            (unsigned long long)stats.bytes);
-    arena_reset(&a);
-    free(a.top);
+    arena_free(&a);
     conf_free(&conf);
     return fflush(stdout) ? 1 : rc;
 }

@@ -399,6 +399,7 @@ static void *arena_alloc(struct arena *a, size_t n);
 /* A terminated copy. */
 static char *arena_text(struct arena *a, struct span s);
 static void arena_reset(struct arena *a);
+static void arena_free(struct arena *a);
 static void buf_init(struct buf *b, struct arena *a, size_t max);
 static void buf_free(struct buf *b);
 static bool buf_reserve(struct buf *b, size_t n);

@@ -23,7 +23,7 @@
         if (!(good)) fail_msg("%s: row %zu", #good, (size_t)(row)); \
     } while (0)
 
-enum { GUARD_SIZE = 256 << 10 };
+enum { GUARD_SIZE = 512 << 10 };
 
 /* A copy of `s` whose last byte is the last of its page: one step further
  * crashes, also in code that no sanitizer looks at. Valid until the next. */
@@ -40,13 +40,6 @@ static struct span guarded(struct span s) {
     assert_true(s.n <= GUARD_SIZE);
     if (s.n) memcpy(end - s.n, s.p, s.n);
     return (struct span){end - s.n, s.n};
-}
-
-__attribute__((unused))
-static void arena_free(struct arena *a) {
-    arena_reset(a);
-    free(a->top);
-    a->top = 0;
 }
 
 static char folder[] = "/tmp/dims-unit-XXXXXX";
