@@ -150,9 +150,10 @@ def test_untagged_manifests_stay_unless_asked(dims):
 def test_untagged_children_and_referrers_of_what_is_tagged_stay(dims):
     server = dims()
     client = server.client()
-    child = dump(image_of(noise(100)))
+    image = image_of(noise(100))
+    child = dump(image)
     push_manifest(client, "a", digest(child), child)
-    index = dump(index_of(child))
+    index = dump(index_of(image))
     push_manifest(client, "a", "multi", index, INDEX)
     signature = dump({**image_of(noise(100)), "subject": descriptor(index, INDEX)})
     push_manifest(client, "a", digest(signature), signature)
