@@ -604,11 +604,14 @@ static void log_begin(struct buf *b, enum log_level level, const char *tag) {
 
 static void log_pair(struct buf *b, const char *key, const char *value) {
     size_t before = b->n;
+    bool number = *key == '#';
+    key += number;
     buf_text(b, log_state.json ? "," : " ");
     if (log_state.json) {
         codec_put_json(b, span_of(key));
         buf_text(b, ":");
-        codec_put_json(b, span_of(value));
+        if (number) buf_text(b, value);
+        else codec_put_json(b, span_of(value));
     } else {
         buf_text(b, key);
         buf_text(b, "=");
@@ -678,8 +681,12 @@ static void log_flush(void) {
     if (dropped) {
         char count[21];
         snprintf(count, sizeof count, "%llu", (unsigned long long)dropped);
-        log_event(LOG_WARN, "log.dropped", "lines", count, (char *)0);
+        log_event(LOG_WARN, "log.dropped", "#lines", count, (char *)0);
     }
+}
+
+static void log_forget(void) {
+    log_state.n = 0;
 }
 
 static bool log_pending(void) {
@@ -2968,7 +2975,7 @@ static int store_repo_make(const char *name) {
         if (fs_mkdir(p.s)) goto bad;
     }
     store_repo_path(&p, name, "oci-layout");
-    if (fs_stat(p.s, &st) && fs_save_quick(p.s, span_of(layout))) goto bad;
+    if (fs_stat(p.s, &st) && fs_save(p.s, span_of(layout))) goto bad;
     if (store_repo_walk(name, true)) goto bad;
     store_seen(name, true, false);
     return 0;
@@ -4100,6 +4107,8 @@ static int store_view_write(const char *name) {
     if (!v.failed) fs_list(p.s, store_view_untagged, &v);
     buf_text(&v.out, "]}\n");
     if (!v.failed) store_view_flush(&v, 0);
+    /* Else a power cut could leave it empty under its name. */
+    if (!v.failed) v.failed = fs_sync(v.fd) != 0;
     if (v.fd >= 0) fs_close(v.fd);
     store_repo_path(&p, name, "index.json");
     if (!v.failed) v.failed = fs_rename(tmp.s, p.s) != 0;
@@ -4590,7 +4599,7 @@ static void gc_due(const struct gc_plan *plan) {
     char blobs[24], bytes[24];
     snprintf(blobs, sizeof blobs, "%llu", (unsigned long long)stats.blobs);
     snprintf(bytes, sizeof bytes, "%llu", (unsigned long long)stats.bytes);
-    if (stats.blobs) log_event(LOG_INFO, "gc.done", "blobs", blobs, "bytes",
+    if (stats.blobs) log_event(LOG_INFO, "gc.done", "#blobs", blobs, "#bytes",
                                bytes, (char *)0);
 }
 
@@ -4819,7 +4828,7 @@ static int fsck_record(void *arg, const char *hex) {
               digest_algo_name(record.digest.algo), "/", hex, (char *)0);
     bool there = !fs_stat(p.s, &st);
     if (!there || (uint64_t)st.st_size != record.size) {
-        f->counts->missing++;
+        f->counts->broken++;
         f->report->tell("manifest without its bytes", p.s);
     }
     if (subject.hex[0]) fsck_referrer(f, &record, &subject);
@@ -5802,7 +5811,9 @@ static struct {
     struct shared *shared;
     struct conn **all;           /* parallel to polls */
     struct pollfd *polls;
-    unsigned count, cap, max;
+    struct shared_worker *own;
+    unsigned count, cap;
+    uint64_t paused_ms;          /* nothing is accepted until then */
     struct conn **active;
     struct pollfd *active_polls;
     unsigned active_count;
@@ -5847,16 +5858,37 @@ static const struct {
                      1 << CONN_SEND},
 };
 
-static void conn_setup(const struct conf *conf, struct shared *shared) {
+static void conn_setup(const struct conf *conf, struct shared *shared,
+                       unsigned slot) {
     conns.conf = conf;
     conns.shared = shared;
-    conns.max = (unsigned)conf->number[CONF_max_connections];
+    conns.own = &shared->workers[slot];
     conns.earliest_ms = UINT64_MAX;
     conns.now_ms = base_now_ms();
 }
 
 static bool conn_full(void) {
-    return conns.count >= conns.max || conns.draining;
+    uint64_t all = 0;
+    if (conns.draining || conns.now_ms < conns.paused_ms) return true;
+    for (unsigned i = 0; i < 2 * WORKERS_LIMIT; i++)
+        all += atomic_load_explicit(&conns.shared->workers[i].connections,
+                                    memory_order_relaxed);
+    return all >= conns.conf->number[CONF_max_connections];
+}
+
+/* Where connections from this one's address are counted. */
+static unsigned conn_slot(const struct conn *c) {
+    uint64_t hash = 0xcbf29ce484222325;       /* FNV-1a */
+    for (int i = 0; i < 16; i++) hash = (hash ^ c->peer[i]) * 0x100000001b3;
+    return (unsigned)(hash >> 32) % ADDRESS_SLOTS;
+}
+
+static bool conn_crowded(const struct conn *c) {
+    uint64_t max = conns.conf->number[CONF_max_per_address], all = 0;
+    unsigned slot = conn_slot(c);
+    for (unsigned i = 0; max && i < 2 * WORKERS_LIMIT; i++)
+        all += atomic_load(&conns.shared->workers[i].from[slot]);
+    return max && all >= max;
 }
 
 static size_t conn_count(void) {
@@ -5964,6 +5996,8 @@ static void conn_close(struct conn *c) {
     conn_unlist(c);
     close(c->fd);
     buf_free(&c->in);
+    atomic_fetch_sub(&conns.own->connections, 1);
+    atomic_fetch_sub(&conns.own->from[conn_slot(c)], 1);
     conns.count--;
     struct conn *moved = conns.all[conns.count];
     conns.all[c->index] = moved;
@@ -5991,6 +6025,17 @@ static void conn_grow(void) {
                                       sizeof *conns.active_polls);
 }
 
+static void conn_admit(struct conn *c) {
+    if (conns.count == conns.cap) conn_grow();
+    c->index = conns.count++;
+    conns.all[c->index] = c;
+    conns.polls[c->index] = (struct pollfd){.fd = c->fd};
+    atomic_fetch_add(&conns.own->connections, 1);
+    atomic_fetch_add(&conns.own->from[conn_slot(c)], 1);
+    conn_enter(c, CONN_IDLE);
+    conn_touch(c);
+}
+
 static void conn_accept(int listener) {
     union {
         struct sockaddr any;
@@ -6002,16 +6047,15 @@ static void conn_accept(int listener) {
     if (fd < 0) {
         bool common = errno == EAGAIN || errno == ECONNABORTED ||
                       errno == EINTR;
-        if (!common) log_event(LOG_WARN, "http.accept", "error",
-                               strerror(errno), (char *)0);
+        if (common) return;
+        /* Out of descriptors: the listener would be ready for ever. */
+        log_event(LOG_WARN, "http.accept", "error", strerror(errno),
+                  (char *)0);
+        conns.paused_ms = conns.now_ms + ACCEPT_PAUSE_MS;
         return;
     }
-    if (conns.count == conns.cap) conn_grow();
     struct conn *c = base_alloc(sizeof *c);
     c->fd = fd;
-    c->index = conns.count++;
-    conns.all[c->index] = c;
-    conns.polls[c->index] = (struct pollfd){.fd = fd};
     buf_init(&c->in, 0, HTTP_HEAD_MAX + CONN_SCRATCH);
     c->local = from.any.sa_family != AF_INET &&
                from.any.sa_family != AF_INET6;
@@ -6021,8 +6065,12 @@ static void conn_accept(int listener) {
         memset(c->peer + 10, 0xff, 2);
         memcpy(c->peer + 12, &from.v4.sin_addr, 4);
     }
-    conn_enter(c, CONN_IDLE);
-    conn_touch(c);
+    if (conn_crowded(c)) {
+        close(fd);
+        free(c);
+        return;
+    }
+    conn_admit(c);
 }
 
 static void conn_peer(const struct conn *c, char out[INET6_ADDRSTRLEN]) {
@@ -6051,8 +6099,8 @@ static void conn_log(const struct conn *c, const char *aborted) {
     log_event(LOG_INFO, "http.access", "ip", peer,
               "user", *r->who ? r->who : "-",
               "method", *method ? method : "-",
-              "path", *target ? target : "-", "status", status,
-              "bytes", bytes, "ms", ms,
+              "path", *target ? target : "-", "#status", status,
+              "#bytes", bytes, "#ms", ms,
               aborted ? "end" : (char *)0, aborted, (char *)0);
 }
 
@@ -6727,8 +6775,10 @@ static void conn_turn(struct conn_extra *extra, unsigned count,
         wait = CONN_FULL_POLL_MS - since;
     if (conns.active_count && all && wait > CONN_ACTIVE_MS)
         wait = CONN_ACTIVE_MS;
+    bool full = conn_full();
+    if (full && wait > ACCEPT_PAUSE_MS) wait = ACCEPT_PAUSE_MS;
     for (unsigned i = 0; i < count; i++) {
-        bool off = extra[i].listener && conn_full();
+        bool off = extra[i].listener && full;
         own[n++] = (struct pollfd){.fd = off ? -1 : extra[i].fd,
                                    .events = POLLIN};
     }
@@ -6770,6 +6820,7 @@ static int job_start(void (*fn)(const struct conf *),
                      const struct conf *c) {
     pid_t parent = getpid(), pid = fork();
     if (pid) return (int)pid;
+    log_forget();
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) _exit(1);
     if (nice(19) < 0) errno = 0;
@@ -6862,19 +6913,19 @@ static _Noreturn void worker_leave(void) {
     _exit(0);
 }
 
-static _Noreturn void worker_run(const struct conf *conf,
-                                 struct shared *shared, int control,
-                                 const int *listeners, unsigned count) {
+static _Noreturn void worker_run(const struct worker_start *start) {
     struct conn_extra extra[LISTENERS_MAX + 2];
     unsigned n = 0;
-    worker.conf = conf;
-    conn_setup(conf, shared);
-    extra[n++] = (struct conn_extra){control, false, worker_control};
+    worker.conf = start->conf;
+    conn_setup(start->conf, start->shared, start->slot);
+    extra[n++] = (struct conn_extra){start->control, false, worker_control};
     extra[n++] = (struct conn_extra){pool_start(), false, worker_pool};
-    for (unsigned i = 0; i < count; i++) {
-        extra[n++] = (struct conn_extra){listeners[i], true, conn_accept};
+    for (unsigned i = 0; i < start->listener_count; i++) {
+        extra[n++] = (struct conn_extra){start->listeners[i], true,
+                                         conn_accept};
     }
-    if (!atomic_flag_test_and_set(&shared->recovered)) store_view_recover();
+    if (!atomic_flag_test_and_set(&start->shared->recovered))
+        store_view_recover();
     for (;;) {
         uint64_t wait = worker_views();
         if (log_pending() && wait > 100) wait = 100;
@@ -6893,7 +6944,7 @@ static _Noreturn void worker_run(const struct conf *conf,
 
 /* ==== 22. supervisor: listeners, workers, signals ========================
  *
- * prefix: supervisor_ listen_   budget: 460
+ * prefix: supervisor_ listen_   budget: 500
  *
  * Binds every listener once, without SO_REUSEPORT, so that a second dims on
  * a port fails instead of sharing it. Workers inherit them. SIGHUP: new
@@ -7143,8 +7194,12 @@ static void supervisor_child(struct supervisor_worker *w, int control) {
         struct supervisor_worker *other = &supervisor.workers[i];
         if (other != w && other->pid) close(other->control);
     }
-    worker_run(supervisor.conf, supervisor.shared, control,
-               supervisor.listeners, supervisor.listener_count);
+    struct worker_start start = {
+        .conf = supervisor.conf, .shared = supervisor.shared,
+        .slot = (unsigned)(w - supervisor.workers), .control = control,
+        .listeners = supervisor.listeners,
+        .listener_count = supervisor.listener_count};
+    worker_run(&start);
 }
 
 static void supervisor_spawn(struct supervisor_worker *w) {
@@ -7158,6 +7213,7 @@ static void supervisor_spawn(struct supervisor_worker *w) {
     w->pid = fork();
     if (!w->pid) {
         close(pair[0]);
+        log_forget();
         if (getppid() != parent) _exit(1);
         supervisor_child(w, pair[1]);
     }
@@ -7181,14 +7237,20 @@ static void supervisor_drain(struct supervisor_worker *w, const char *how) {
 static void supervisor_buried(struct supervisor_worker *w, int status) {
     char pid[24], how[40];
     uint64_t now = base_now_ms();
+    struct shared_worker *counts =
+        &supervisor.shared->workers[w - supervisor.workers];
     close(w->control);
     snprintf(pid, sizeof pid, "%ld", (long)w->pid);
     w->pid = 0;
+    atomic_store(&counts->connections, 0);
+    for (int i = 0; i < ADDRESS_SLOTS; i++) {
+        if (atomic_load(&counts->from[i])) atomic_store(&counts->from[i], 0);
+    }
     if (w->draining) return;
     bool killed = WIFSIGNALED(status);
     snprintf(how, sizeof how, "%s %d", killed ? "signal" : "exit",
              killed ? WTERMSIG(status) : WEXITSTATUS(status));
-    log_event(LOG_ERROR, "worker.died", "pid", pid, "how", how, (char *)0);
+    log_event(LOG_ERROR, "worker.died", "#pid", pid, "how", how, (char *)0);
     w->respawn_ms = now - w->started_ms < RESPAWN_MS ? now + RESPAWN_MS
                                                      : now;
 }
@@ -7236,6 +7298,22 @@ static void supervisor_apply(struct conf *conf) {
     store_set_limits(&limits);
 }
 
+/* Options that only a restart can change, and were changed. */
+static void supervisor_compare(const struct conf *conf) {
+    static const enum conf_option fixed[] = {CONF_port, CONF_listen,
+                                             CONF_run_as};
+    static const char *const names[] = {"port", "listen", "run-as"};
+    for (int i = 0; i < 3; i++) {
+        enum conf_option o = fixed[i];
+        bool same = conf->count[o] == supervisor.conf->count[o];
+        for (int k = 0; same && k < conf->count[o]; k++)
+            same = !strcmp(conf->text[o][k], supervisor.conf->text[o][k]);
+        if (!same) log_event(LOG_WARN, "config.restart", "option", names[i],
+                             "why", "takes effect at the next start",
+                             (char *)0);
+    }
+}
+
 /* SIGHUP: a configuration that is bad, or wants another folder, changes
  * nothing. Listeners stay as they are until a restart. */
 static void supervisor_reload(void) {
@@ -7258,6 +7336,7 @@ static void supervisor_reload(void) {
         return;
     }
     buf_free(&err);
+    supervisor_compare(conf);
     conf_free(supervisor.conf);
     *supervisor.conf = *conf;
     free(conf);
@@ -7429,6 +7508,15 @@ static int cli_serve(int argc, char **argv) {
     return rc;
 }
 
+/* Root works as the folder's owner: what it writes is the server's. */
+static void cli_become(const char *dir) {
+    struct stat st;
+    if (geteuid() || stat(dir, &st) || !st.st_uid) return;
+    if (setgroups(0, 0) || setgid(st.st_gid) || setuid(st.st_uid))
+        base_die(1, "cannot become the owner of %s: %s", dir,
+                 strerror(errno));
+}
+
 /* Takes the command's name, and its flag where it is given, out of the
  * arguments; the rest are options as the server has them. */
 static bool cli_command(struct conf *conf, int argc, char **argv,
@@ -7446,6 +7534,7 @@ static bool cli_command(struct conf *conf, int argc, char **argv,
     log_init((enum log_level)conf->number[CONF_log_level],
              conf->number[CONF_log_format] == 1);
     digest_setup();
+    cli_become(conf->text[CONF_dir][0]);
     fs_enter_root(conf->text[CONF_dir][0]);
     return given;
 }
@@ -7503,14 +7592,15 @@ static int cli_fsck(int argc, char **argv) {
     if (isatty(STDERR_FILENO)) fputs("\r\033[K", stderr);
     log_flush();
     printf("%llu repositories, %llu manifests, %llu blobs, %llu bytes read: "
-           "%llu damaged, %llu repaired, %llu missing, %llu foreign\n",
+           "%llu damaged, %llu repaired, %llu broken, %llu missing, "
+           "%llu foreign\n",
            (unsigned long long)n.repositories,
            (unsigned long long)n.manifests, (unsigned long long)n.blobs,
            (unsigned long long)n.bytes, (unsigned long long)n.damaged,
-           (unsigned long long)n.repaired, (unsigned long long)n.missing,
-           (unsigned long long)n.foreign);
+           (unsigned long long)n.repaired, (unsigned long long)n.broken,
+           (unsigned long long)n.missing, (unsigned long long)n.foreign);
     conf_free(&conf);
-    return fflush(stdout) || n.damaged > n.repaired ? 1 : 0;
+    return fflush(stdout) || n.damaged > n.repaired || n.broken ? 1 : 0;
 }
 
 static int cli_run(int argc, char **argv) {

@@ -76,6 +76,8 @@ enum {
     WORKERS_MIN = 2,
     WORKERS_MAX = 8,                /* chosen by itself; --workers may say 64 */
     WORKERS_LIMIT = 64,
+    ADDRESS_SLOTS = 1024,           /* two addresses in one share a limit */
+    ACCEPT_PAUSE_MS = 100,          /* when descriptors have run out */
     LISTENERS_MAX = 16,
     CONF_LIST_MAX = 64,             /* values of a repeatable option */
     CONF_FILE_MAX = 256 << 10,
@@ -185,7 +187,9 @@ enum header {
     X(gc_untagged, 0, "SPAN", SPAN, "0", \
       "untagged manifests older than this are removed; 0: never") \
     X(max_connections, 0, "N", NUMBER(1000000), "10000", \
-      "open connections of one worker") \
+      "open connections") \
+    X(max_per_address, 0, "N", NUMBER(65535), "0", \
+      "open connections from one address; 0: no limit") \
     X(read_only, 0, 0, BOOL, "off", \
       "serve, change nothing") \
     X(cors, 0, "on|off", BOOL, "on", \
@@ -246,11 +250,18 @@ struct digest_ctx {
     uint8_t block[128];
 };
 
+/* What a worker counts for all; wiped by the supervisor when it ends. */
+struct shared_worker {
+    atomic_uint connections;
+    atomic_ushort from[ADDRESS_SLOTS];   /* by the address's hash */
+};
+
 /* What all processes share: atomics, never a lock. */
 struct shared {
     atomic_llong upload_bytes;  /* held by unfinished uploads */
     atomic_ullong requests;
     atomic_flag recovered;      /* somebody took up what a crash left */
+    struct shared_worker workers[2 * WORKERS_LIMIT];
 };
 
 struct conf {
@@ -442,12 +453,15 @@ enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 
 static void log_init(enum log_level level, bool json);
 static bool log_is(enum log_level level);
-/* Pairs of C strings, key and value, up to a 0. Any thread. */
+/* Pairs of C strings, key and value, up to a 0; a key that begins with #
+ * has a number. Any thread. */
 static void log_event(enum log_level level, const char *tag, ...)
     __attribute__((sentinel));
 /* Writes what stderr will take at once; the rest stays, or is counted. */
 static void log_flush(void);
 static bool log_pending(void);
+/* In a child: what was waiting is the parent's to write. */
+static void log_forget(void);
 
 /* ---- 5. json: a strict reader that allocates nothing (RFC 8259) --------- */
 
@@ -804,6 +818,7 @@ static void gc_restore(void);
 struct fsck_counts {
     uint64_t repositories, manifests, blobs, bytes;
     uint64_t damaged, repaired, missing, foreign;
+    uint64_t broken;         /* manifests without their bytes */
 };
 
 /* What the caller is told on the way. */
@@ -852,7 +867,8 @@ static void routes_headers(struct request *r);
 /* ---- 19. conn: one connection's life ------------------------------------ */
 
 /* A worker's connections: owned here, one set a process. */
-static void conn_setup(const struct conf *conf, struct shared *shared);
+static void conn_setup(const struct conf *conf, struct shared *shared,
+                       unsigned slot);
 static void conn_accept(int listener);
 /* One turn: polls, serves, returns when something happened or `wait_ms`
  * have passed. `extra` are descriptors of the worker's own. */
@@ -877,10 +893,17 @@ static struct gc_plan job_plan(const struct conf *c);
 
 /* ---- 21. worker: the loop ----------------------------------------------- */
 
+struct worker_start {
+    const struct conf *conf;
+    struct shared *shared;
+    unsigned slot;               /* in shared->workers */
+    int control;                 /* to the supervisor */
+    const int *listeners;
+    unsigned listener_count;
+};
+
 /* Never returns. */
-static _Noreturn void worker_run(const struct conf *conf,
-                                 struct shared *shared, int control,
-                                 const int *listeners, unsigned count);
+static _Noreturn void worker_run(const struct worker_start *start);
 
 /* ---- 22. supervisor: listeners, workers, signals ------------------------ */
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from oci import check_image, digest, make_image, noise, push_blob, start_upload, with_query
-from wire import Client, head, wait_until
+from wire import Client, Closed, head, wait_until
 
 
 def refuses(server):
@@ -321,3 +321,50 @@ def test_readiness_socket_that_is_gone_does_no_harm(dims, tmp_path):
     server = dims(env={"NOTIFY_SOCKET": str(tmp_path / "absent")})
     server.expect_stderr("", required=False)  # it may warn
     assert server.client().get("/v2/").status == 200
+
+
+# Limits
+
+def test_connections_over_the_limit_wait_for_one_to_end(dims):
+    server = dims("--max-connections", "3", "--workers", "2")
+    held = [server.client() for _ in range(3)]
+    for client in held:
+        assert client.get("/v2/").status == 200
+    late = server.connect()
+    late.send(head("GET", "/v2/"))
+    assert late.quiet()
+    held[0].conn.close()
+    assert late.answer("GET").status == 200
+
+
+def test_connections_from_one_address_are_limited(dims):
+    server = dims("--max-per-address", "2", "--workers", "2")
+    held = [server.client() for _ in range(2)]
+    for client in held:
+        assert client.get("/v2/").status == 200
+    server.connect().expect_close()
+    held[0].conn.close()
+
+    def served():
+        conn = server.connect()
+        conn.send(head("GET", "/v2/"))
+        try:
+            return conn.answer("GET").status == 200
+        except (ConnectionError, Closed):
+            return False
+        finally:
+            conn.close()
+    wait_until(served, "room for another connection")
+
+
+def test_a_worker_that_dies_gives_its_connections_back(dims):
+    server = dims("--max-connections", "4", "--workers", "2")
+    server.expect_stderr("worker.died")
+    held = [server.client() for _ in range(4)]
+    for client in held:
+        assert client.get("/v2/").status == 200
+    for pid in server.children():
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: len(server.children()) == 2, "new workers")
+    for client in [server.client() for _ in range(4)]:
+        assert client.get("/v2/").status == 200

@@ -54,7 +54,7 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory):
+def only_server(tmp_path_factory):
     """One server for all: what one client left must not trouble the next."""
     folder = tmp_path_factory.mktemp("server")
     server = rig.Server(str(folder))
@@ -62,6 +62,14 @@ def server(tmp_path_factory):
     status = server.stop()
     assert (status, server.said()) == (0, "")
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def server(only_server):
+    """It runs, even if the test before could not bring it back."""
+    if only_server.process.poll() is not None:
+        only_server.start()
+    return only_server
 
 
 @pytest.fixture
@@ -74,12 +82,12 @@ def gate(server):
 
 
 @pytest.fixture(scope="session")
-def seed(server, images, tmp_path_factory):
+def seed(only_server, images, tmp_path_factory):
     """Puts `multi` into the server, for those who only pull."""
     skopeo = clients.Skopeo(str(tmp_path_factory.mktemp("seed") / "skopeo"),
                             images, True)
-    skopeo.run(skopeo.push(f"{server.host}/seed/multi:1"))
-    assert server.held("seed/multi", "1")[0] == images.multi["digest"]
+    skopeo.run(skopeo.push(f"{only_server.host}/seed/multi:1"))
+    assert only_server.held("seed/multi", "1")[0] == images.multi["digest"]
     return "seed/multi:1"
 
 

@@ -1,6 +1,7 @@
 """What the client tests share: dims itself, a gate that can stall a transfer
 in its middle, the images, and the check of what a repository holds."""
 import contextlib
+import glob
 import gzip
 import hashlib
 import http.client
@@ -93,10 +94,23 @@ def unmount_below(folder):
             run("umount", "-l", point)
 
 
+def in_group(group):
+    """The living processes of a group; a zombie holds nothing any more."""
+    found = []
+    for path in glob.glob("/proc/[0-9]*/stat"):
+        with contextlib.suppress(OSError), open(path) as file:
+            state, _, its_group = file.read().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state not in "ZX":
+                found.append(path)
+    return found
+
+
 class Server:
     """dims on a folder of its own; comes back on the same port."""
 
     def __init__(self, folder):
+        # A copy: a build beside the tests must not exchange what they run.
+        self.binary = shutil.copy(DIMS, os.path.join(folder, "dims"))
         self.data = os.path.join(folder, "data")
         self.errors = os.path.join(folder, "stderr")
         self.port = 0
@@ -110,7 +124,7 @@ class Server:
     def start(self):
         with open(self.errors, "ab") as errors:
             self.process = subprocess.Popen(
-                [DIMS, "-p", str(self.port), "-d", self.data,
+                [self.binary, "-p", str(self.port), "-d", self.data,
                  "--log-level", "warn"], stdout=subprocess.PIPE,
                 stderr=errors, text=True, start_new_session=True)
         match = None
@@ -124,6 +138,8 @@ class Server:
         """The power cut: supervisor and workers at once, without a word."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        # A worker holds the port and the folder until it is really gone.
+        wait_for("the workers' end", lambda: not in_group(self.process.pid))
 
     def stop(self):
         self.process.terminate()

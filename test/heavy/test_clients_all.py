@@ -104,9 +104,9 @@ def start_and_hold(client, command, gate, way):
     """Starts a transfer; returns once it stands still in its middle."""
     gate.hold(way, MIDDLE)
     process = client.spawn(command)
-    wait_for("the middle of the transfer", gate.reached.is_set,
-             REACH_LIMIT_S)
-    assert process.poll() is None
+    wait_for("the middle of the transfer", lambda: gate.reached.is_set()
+             or process.poll() is not None, REACH_LIMIT_S)
+    assert process.poll() is None, "it ended before its middle"
     return process
 
 

@@ -1,0 +1,163 @@
+"""strace shows: before a 201 is sent, the file and every name on the way to it
+have been synced."""
+
+import json
+import subprocess
+
+import pytest
+
+import trace
+from oci import descriptor, digest, image_of, noise, put_manifest, start_upload, with_query
+from server import Dims
+
+REPO = "brand-new/and/deep"
+
+
+def hexpart(name):
+    return name.partition(":")[2]
+
+
+def blob_path(name, repo=REPO):
+    return f"repos/{repo}/_oci/blobs/sha256/{hexpart(name)}"
+
+
+# Each sends its last request and returns the answer with the files that it
+# vouches for. They may be called again after a failure.
+
+def blob_by_put(client, data):
+    location = start_upload(client, REPO)
+    answer = client.patch(location, data)
+    if answer.status != 202:
+        return answer, []
+    name = digest(data)
+    return client.put(with_query(answer["Location"], digest=name)), [blob_path(name)]
+
+
+def blob_by_post(client, data):
+    name = digest(data)
+    return client.post(f"/v2/{REPO}/blobs/uploads/?digest={name}", data), [blob_path(name)]
+
+
+def mount(client, data):
+    name = digest(data)
+    answer = client.post(f"/v2/source/blobs/uploads/?digest={name}", data)
+    if answer.status != 201:
+        return answer, []
+    return (client.post(f"/v2/{REPO}/blobs/uploads/?mount={name}&from=source"),
+            [blob_path(name), blob_path(name, "source")])
+
+
+def manifest(client, data):
+    body = json.dumps(image_of(data)).encode()
+    name = digest(body)
+    return (put_manifest(client, REPO, name, body),
+            [blob_path(name), f"repos/{REPO}/_oci/manifests/{hexpart(name)}"])
+
+
+def tag(client, data):
+    body = json.dumps(image_of(data)).encode()
+    name = digest(body)
+    return (put_manifest(client, REPO, "v1", body),
+            [blob_path(name), f"repos/{REPO}/_oci/manifests/{hexpart(name)}",
+             f"repos/{REPO}/_oci/tags/v1"])
+
+
+def referrer(client, data):
+    subject = descriptor(b"{}", "application/vnd.oci.image.manifest.v1+json")
+    body = json.dumps(image_of(data, subject=subject)).encode()
+    name = digest(body)
+    folder = f"repos/{REPO}/_oci/referrers/sha256-{hexpart(subject['digest'])}"
+    return (put_manifest(client, REPO, name, body),
+            [blob_path(name), f"repos/{REPO}/_oci/manifests/{hexpart(name)}",
+             f"{folder}/{hexpart(name)}"])
+
+
+PUSHES = [blob_by_put, blob_by_post, mount, manifest, tag, referrer]
+
+
+class Traced:
+    """A server under strace, and the model of its disk."""
+
+    def __init__(self, home, *more):
+        self.home = home
+        self.log = home / "strace.log"
+        self.server = Dims(home, ["--workers", "2"], prefix=trace.command(self.log, *more))
+
+    def follow(self, model, asked):
+        """Yields the model's view of asked, a list a 201, in their order."""
+        self.server.stop()
+        created = 0
+        for line in model.events(self.log):
+            if " 201 " in line:
+                yield [m for m in (model.missing(model.top + f"/data/{p}")
+                                   for p in asked[created]) if m]
+                created += 1
+        assert created == len(asked), f"{created} answers in the log, {len(asked)} were read"
+
+
+@pytest.mark.parametrize("push", PUSHES, ids=lambda f: f.__name__)
+def test_everything_is_synced_before_201_is_sent(tmp_path, push):
+    traced = Traced(tmp_path)
+    answer, files = push(traced.server.client(), noise())
+    assert answer.status == 201, answer
+    earlier = [[]] if push is mount else []
+    *_, missing = traced.follow(trace.Trace(tmp_path), [*earlier, files])
+    assert not missing, "\n".join(missing)
+
+
+@pytest.mark.parametrize("when", ["2", "3", "4", "2+2", "2+3"])
+@pytest.mark.parametrize("push", PUSHES, ids=lambda f: f.__name__)
+def test_push_after_a_failed_sync_takes_nothing_for_granted(tmp_path, push, when):
+    model = trace.Trace(tmp_path)
+    traced = Traced(tmp_path)    # so that the start below makes few calls
+    list(traced.follow(model, []))
+    # Of every thread, the second fsync and so on fails.
+    traced = Traced(tmp_path, "-e", f"inject=fsync:error=EIO:when={when}")
+    traced.server.expect_stderr(r"store\.error", required=False)
+    client, data, asked = traced.server.client(), noise(), []
+    for _ in range(20):
+        answer, files = push(client, data)
+        if push is mount and files:
+            asked.append([])
+        if answer.status == 201:
+            break
+        assert answer.status == 500, answer
+    asked.append(files)
+    assert answer.status == 201, answer
+    *_, missing = traced.follow(model, asked)
+    assert not missing, "\n".join(missing)
+
+
+def test_model_notices_what_is_missing(tmp_path):
+    script = """
+import os, sys
+top = sys.argv[1]
+os.mkdir(top + "/data")
+fd = os.open(top + "/data/a", os.O_CREAT | os.O_WRONLY)
+def say(text):
+    os.write(1, b"HTTP/1.1 " + text)
+os.write(fd, b"x")
+say(b"name, bytes")
+os.fdatasync(fd)
+say(b"name")
+folder = os.open(top + "/data", os.O_RDONLY)
+os.fsync(folder)
+say(b"folder")
+os.fsync(os.open(top, os.O_RDONLY))
+say(b"none")
+os.rename(top + "/data/a", top + "/data/b")
+say(b"b")
+os.fsync(folder)
+os.link(top + "/data/b", top + "/data/c")
+say(b"c")
+"""
+    log = tmp_path / "log"
+    (tmp_path / "top").mkdir()
+    subprocess.run([*trace.command(log), "/usr/bin/python3", "-B", "-c", script, tmp_path / "top"],
+                   check=True, stdout=subprocess.DEVNULL)
+    model = trace.Trace(tmp_path / "top")
+    found = [[model.missing(f"{model.top}/data/{n}") or "" for n in "abc"]
+             for _ in model.events(log)]
+    assert [["was not synced since it got" in f for f in row] for row in found] == [
+        [True, False, False], [True, False, False], [True, False, False],
+        [False, False, False], [False, True, False], [False, False, True]]
