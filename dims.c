@@ -61,6 +61,7 @@
  * store_upload_commit in room 13.
  */
 #define _GNU_SOURCE
+#define _FILE_OFFSET_BITS 64
 #include <bearssl.h>
 #include <arpa/inet.h>
 #include <assert.h>
@@ -147,6 +148,13 @@ static int64_t base_wall_ms(void) {
     struct timespec t;
     clock_gettime(CLOCK_REALTIME, &t);
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+static unsigned base_descriptors(void) {
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files)) return 1024;
+    if (files.rlim_cur > DESCRIPTORS_MAX) return DESCRIPTORS_MAX;
+    return files.rlim_cur < 64 ? 64 : (unsigned)files.rlim_cur;
 }
 
 static void base_random(void *p, size_t n) {
@@ -654,7 +662,10 @@ static ssize_t log_write(const char *p, size_t n) {
     if (log_state.is_socket) return send(2, p, n, MSG_DONTWAIT);
     if (log_state.fd == 2) {
         struct pollfd ready = {.fd = 2, .events = POLLOUT};
-        if (poll(&ready, 1, 0) != 1) return -1;
+        if (poll(&ready, 1, 0) != 1) {
+            errno = EAGAIN;
+            return -1;
+        }
     }
     return write(log_state.fd, p, n);
 }
@@ -1938,6 +1949,8 @@ static int conf_parse_env(struct conf *c, struct buf *err) {
         }
         const char *value = getenv(name);
         if (!value || c->count[i]) continue;
+        /* Kubernetes' word for a service that is called dims. */
+        if (i == CONF_port && !strncmp(value, "tcp://", 6)) continue;
         struct span rest = span_of(value);
         bool list = conf_is_list(i);
         if (!list && conf_add(c, i, rest, err)) return -1;
@@ -2212,6 +2225,14 @@ static enum error http_parse_line(struct request *r, struct span line) {
     return E_NONE;
 }
 
+static bool http_has_token(struct span list, const char *token) {
+    while (list.n) {
+        if (span_is_nocase(span_trim(span_cut(&list, ',')), token))
+            return true;
+    }
+    return false;
+}
+
 static enum error http_parse_field(struct request *r, struct span line) {
     static const char *const names[HEADER_COUNT] = {
 #define X(name, text) text,
@@ -2241,17 +2262,11 @@ static enum error http_parse_field(struct request *r, struct span line) {
         bool single = i == HEADER_HOST || i == HEADER_CONTENT_LENGTH ||
                       i == HEADER_TRANSFER_ENCODING;
         if (r->header[i].p && single) return E_BAD_REQUEST;
+        if (i == HEADER_CONNECTION && http_has_token(value, "close"))
+            r->closes = true;
         if (!r->header[i].p) r->header[i] = value;
     }
     return E_NONE;
-}
-
-static bool http_has_token(struct span list, const char *token) {
-    while (list.n) {
-        if (span_is_nocase(span_trim(span_cut(&list, ',')), token))
-            return true;
-    }
-    return false;
 }
 
 /* uri-host [":" port] (RFC 9110, 7.2), as far as it can do harm. */
@@ -2296,8 +2311,8 @@ static enum error http_check(struct request *r) {
         r->expects = r->is_chunked || r->length;
     }
     struct span connection = r->header[HEADER_CONNECTION];
-    r->keep_alive = r->minor ? !http_has_token(connection, "close")
-                             : http_has_token(connection, "keep-alive");
+    r->keep_alive = !r->closes &&
+        (r->minor || http_has_token(connection, "keep-alive"));
     return E_NONE;
 }
 
@@ -2844,6 +2859,11 @@ static int manifest_parse(struct arena *a, struct span content_type,
     while (good && json_key(&j, &key)) good = manifest_field(&j, key, &f);
     if (f.why) *why = f.why;
     if (!good || !json_end(&j)) return E_MANIFEST_INVALID;
+    if (f.artifact_type.n > MEDIA_TYPE_MAX ||
+        f.config_type.n > MEDIA_TYPE_MAX) {
+        *why = "a media type is too long";
+        return E_MANIFEST_INVALID;
+    }
     int rc = manifest_media_type(content_type, &f, m);
     *why = f.why;
     if (rc) return E_MANIFEST_INVALID;
@@ -2975,7 +2995,8 @@ static int store_repo_make(const char *name) {
         if (fs_mkdir(p.s)) goto bad;
     }
     store_repo_path(&p, name, "oci-layout");
-    if (fs_stat(p.s, &st) && fs_save(p.s, span_of(layout))) goto bad;
+    bool empty = fs_stat(p.s, &st) || !st.st_size;
+    if (empty && fs_save(p.s, span_of(layout))) goto bad;
     if (store_repo_walk(name, true)) goto bad;
     store_seen(name, true, false);
     return 0;
@@ -3477,10 +3498,14 @@ static int store_upload_commit(struct upload *u, const char *name,
         return E_DIGEST_INVALID;
     }
     fs_seal(u->fd, u->size);
-    if (fs_sync(u->fd)) return store_error("sync upload", p.s);
+    /* Its last byte may be old; collection counts from now. */
+    if (fs_touch(p.s) || fs_sync(u->fd))
+        return store_error("sync upload", p.s);
     int rc = store_place(p.s, name, d, u->size);
-    if (rc) return rc;
+    struct stat st;
+    if (rc && !fs_stat(p.s, &st)) return rc;
     store_upload_forget(u, false);
+    if (rc) return rc;
     /* Unless a manifest comes to name it. */
     store_sweep_mark(name, base_wall_ms() + store.limits.gc_grace_ms);
     return 0;
@@ -3620,6 +3645,8 @@ static int store_manifest_bytes(const char *name, const struct manifest *m) {
         if (fs_touch(p.s)) return store_error("touch", p.s);
         return store_blob_sync(name, &m->digest);
     }
+    /* Half of the reserve is for what frees room. */
+    if (fs_free_bytes() < store.limits.min_free / 2) return E_FULL;
     fs_tmp_name(&tmp);
     int fd = fs_create(tmp.s);
     int rc = fd < 0 || fs_write(fd, m->bytes.p, m->bytes.n);
@@ -3635,35 +3662,39 @@ static int store_manifest_bytes(const char *name, const struct manifest *m) {
 static int store_manifest_referrer(const char *name,
                                    const struct manifest *m) {
     struct path dir, p;
-    struct stat st;
     store_referrer_path(&dir, name, &m->subject, 0);
-    if (fs_stat(dir.s, &st)) {
-        if (fs_mkdir(dir.s)) return store_error("make", dir.s);
-        store_repo_path(&p, name, "referrers");
-        if (fs_sync_dir(p.s)) return store_error("sync", p.s);
-    }
+    if (fs_mkdir(dir.s)) return store_error("make", dir.s);
+    store_repo_path(&p, name, "referrers");
+    if (fs_sync_dir(p.s)) return store_error("sync", p.s);
     store_referrer_path(&p, name, &m->subject, m->digest.hex);
     return fs_save(p.s, m->descriptor) ? store_error("write", p.s) : 0;
 }
 
-/* The record, unless the same is there: then it is durable already, since
- * it was written under the lock that is held now. */
+/* The record, unless the same is there. */
 static int store_manifest_record(const char *name,
                                  const struct manifest *m) {
-    struct path dir, p;
+    struct path dir, p, seen;
     struct stat st;
     struct record old;
     struct buf line;
     char room[SMALL_FILE_MAX];
     store_manifest_path(&p, name, &m->digest);
-    if (!fs_stat(p.s, &st) && !store_record_load(p.s, &old, 0) &&
-        old.size == m->bytes.n && !strcmp(old.media_type, m->media_type))
-        return 0;
     store_repo_path(&dir, name, "manifests");
-    if (fs_stat(dir.s, &st)) {
-        if (fs_mkdir(dir.s)) return store_error("make", dir.s);
+    bool same = !fs_stat(p.s, &st) && !store_record_load(p.s, &old, 0) &&
+                old.size == m->bytes.n &&
+                !strcmp(old.media_type, m->media_type);
+    /* It may be there and not be synced: who wrote it may have died. */
+    if (same) {
+        bool failed = fs_touch(p.s) || fs_sync_dir(dir.s);
+        return failed ? store_error("sync", dir.s) : 0;
+    }
+    bool made = fs_stat(dir.s, &st) != 0;
+    if (made && fs_mkdir(dir.s)) return store_error("make", dir.s);
+    path_join(&seen, name, "/manifests", (char *)0);
+    if (made || !store_seen(seen.s, false, false)) {
         store_repo_path(&dir, name, "");
         if (fs_sync_dir(dir.s)) return store_error("sync", dir.s);
+        store_seen(seen.s, true, false);
     }
     line = (struct buf){.p = room, .cap = sizeof room, .max = sizeof room};
     store_record_format(&line, m, true);
@@ -3890,7 +3921,7 @@ static int store_tags(const char *name, struct list *out) {
  * the repository and `c/` for what is below: sorted, they give whole names
  * in byte order ("a", "a-b", "a/b"), which sorted folders do not. */
 struct store_level {
-    struct list items;
+    struct list items;     /* at most REPO_WINDOW at a time */
     size_t at, prefix;     /* of the whole name, with its slash */
 };
 
@@ -3905,14 +3936,36 @@ static int store_level_add(void *arg, const char *name) {
     return 0;
 }
 
-static void store_level_open(struct store_level *l, struct arena *a,
-                             const char *name, size_t prefix) {
+/* The items of folder `name` that come after `after`. */
+static void store_level_fill(struct store_level *l, struct arena *a,
+                             const char *name, struct span after) {
     struct path p;
-    *l = (struct store_level){.prefix = prefix};
-    l->items = (struct list){.arena = a, .max = SIZE_MAX};
+    l->items = (struct list){.arena = a, .max = REPO_WINDOW, .last = after};
+    l->at = 0;
     path_join(&p, "repos/", name, (char *)0);
     fs_list(p.s, store_level_add, &l->items);
     list_sort(&l->items);
+}
+
+/* Starts behind `last`: of "a/b/c" the items of "a/" begin after "b". */
+static void store_level_open(struct store_level *l, const struct list *out,
+                             const char *name, size_t prefix) {
+    struct span after = {0, 0};
+    l->prefix = prefix;
+    if (out->last.n > prefix && !memcmp(out->last.p, name, prefix)) {
+        after = (struct span){out->last.p + prefix, out->last.n - prefix};
+        after = span_cut(&after, '/');
+    }
+    store_level_fill(l, out->arena, name, after);
+}
+
+/* The next window of a level, if there is one. */
+static bool store_level_more(struct store_level *l, char *name) {
+    if (!l->items.more) return false;
+    struct span after = l->items.names[l->items.count - 1];
+    name[l->prefix] = 0;
+    store_level_fill(l, l->items.arena, name, after);
+    return l->items.count > 0;
 }
 
 static bool store_repo_page(struct list *page, struct arena *a) {
@@ -3933,10 +3986,10 @@ static int store_repos(struct list *out) {
         arena_alloc(out->arena, LEVELS * sizeof *levels);
     char name[2 * NAME_MAX_LEN + 4] = "";
     int depth = 0;
-    store_level_open(levels, out->arena, "", 0);
+    store_level_open(levels, out, "", 0);
     while (depth >= 0 && !out->more) {
         struct store_level *l = &levels[depth];
-        if (l->at == l->items.count) {
+        if (l->at == l->items.count && !store_level_more(l, name)) {
             depth--;
             continue;
         }
@@ -3952,7 +4005,7 @@ static int store_repos(struct list *out) {
         bool passed = span_compare(whole, out->last) < 0 &&
                       !span_starts(out->last, name);
         if (passed || depth + 1 == LEVELS) continue;
-        store_level_open(&levels[++depth], out->arena, name, whole.n);
+        store_level_open(&levels[++depth], out, name, whole.n);
     }
     list_sort(out);
     return 0;
@@ -3979,9 +4032,9 @@ static int store_referrers(const char *name, const struct digest *subject,
     struct path p;
     struct stat st;
     struct buf *out = page->out;
-    struct list list = {.arena = out->arena, .max = SIZE_MAX,
+    struct list list = {.arena = page->arena, .max = SIZE_MAX,
                         .last = page->last};
-    char *text = arena_alloc(out->arena, DESCRIPTOR_MAX);
+    char *text = arena_alloc(page->arena, DESCRIPTOR_MAX);
     bool first = true;
     page->next = (struct span){0, 0};
     store_referrer_path(&p, name, subject, 0);
@@ -3999,7 +4052,7 @@ static int store_referrers(const char *name, const struct digest *subject,
         if (n <= 0) continue;
         struct span one = {text, (size_t)n};
         if (page->artifact_type.n &&
-            !store_referrer_is(out->arena, one, page->artifact_type))
+            !store_referrer_is(page->arena, one, page->artifact_type))
             continue;
         if (!first && out->n + one.n + 1 > REFERRERS_PAGE) {
             page->next = list.names[i - 1];
@@ -4115,6 +4168,7 @@ static int store_view_write(const char *name) {
     if (v.failed) {
         store_error("write index.json", name);
         fs_unlink(tmp.s);
+        store_view_mark(name);
     }
     buf_free(&v.out);
     free(v.tagged);
@@ -4301,8 +4355,13 @@ static int gc_manifest(void *arg, const char *hex) {
     if (n != 64 && n != 128) return 0;
     if (g->fresh_only && gc_set_has(&g->manifests, gc_key(hex))) return 0;
     ssize_t size = gc_load(g, hex);
-    /* One that cannot be read may name anything: nothing goes. */
-    if (size < 0 && errno != ENOENT) g->failed = true;
+    /* One that cannot be read whole may name anything: nothing goes. A
+     * deletion takes the record first, so without one it is gone. */
+    struct path p;
+    struct record record;
+    path_join(&p, "repos/", g->name, "/_oci/manifests/", hex, (char *)0);
+    if (store_record_load(p.s, &record, 0)) g->failed |= errno != ENOENT;
+    else g->failed |= size < 0 || (uint64_t)size != record.size;
     if (size > 0) gc_scan(g, g->text, (size_t)size);
     if (g->plan->untagged_ms) gc_node_add(g, hex, refs_at);
     if (!g->fresh_only) gc_set_add(&g->manifests, gc_key(hex));
@@ -4436,8 +4495,7 @@ static void gc_remove(struct gc_repo *g, const struct digest *d) {
     if (fs_mkdir(folder.s) || fs_rename(p.s, trash.s) ||
         fs_stat(trash.s, &st)) return;
     if (store_time(&st) + (int64_t)g->plan->grace_ms > g->now_ms) {
-        fs_link(trash.s, p.s);
-        fs_unlink(trash.s);
+        if (!fs_link(trash.s, p.s) || errno == EEXIST) fs_unlink(trash.s);
         return;
     }
     g->stats->blobs++;
@@ -4548,19 +4606,52 @@ static void gc_named(const char *name, struct gc_set *out) {
     gc_free(g);
 }
 
+/* Whether blobs came or went since this pass began. */
+static bool gc_changed(const struct gc_repo *g) {
+    static const char *const folders[] = {"/_oci/blobs/sha256",
+                                          "/_oci/blobs/sha512"};
+    bool changed = false;
+    for (int i = 0; i < 2; i++) {
+        struct path p;
+        struct stat st;
+        path_join(&p, "repos/", g->name, folders[i], (char *)0);
+        changed |= !fs_stat(p.s, &st) && store_time(&st) >= g->now_ms;
+    }
+    return changed;
+}
+
+/* The marker: pushed back while the pass runs, so that one that is killed
+ * is repeated; then set to when there is more to do, or removed. Whoever
+ * asks for an earlier time meanwhile is not overruled. */
+static void gc_mark(const struct gc_repo *g, int64_t due_ms, int64_t was_ms) {
+    struct path marker;
+    struct stat st;
+    store_marker(&marker, "sweep/", g->name);
+    if (fs_stat(marker.s, &st)) {
+        if (due_ms) store_sweep_mark(g->name, due_ms);
+    } else if (store_time(&st) == was_ms) {
+        if (due_ms) fs_set_time(marker.s, due_ms);
+        else fs_unlink(marker.s);
+    }
+}
+
 static int gc_repository(const char *name, const struct gc_plan *plan,
                          struct gc_stats *stats) {
     struct gc_repo *g = gc_new(name, plan, stats);
     struct path marker;
+    struct stat st;
+    int64_t later = g->now_ms + GC_RETRY_MS;
     store_marker(&marker, "sweep/", name);
-    if (!plan->dry_run) fs_unlink(marker.s);
+    if (!plan->dry_run && !fs_stat(marker.s, &st))
+        gc_mark(g, later, store_time(&st));
     gc_passes(g);
     stats->repositories++;
     if (g->failed) {
         log_event(LOG_WARN, "gc.incomplete", "repository", name, (char *)0);
-        g->ripe_ms = g->now_ms + GC_RETRY_MS;
+        gc_ripe(g, later);
     }
-    if (g->ripe_ms && !plan->dry_run) store_sweep_mark(name, g->ripe_ms);
+    if (gc_changed(g)) gc_ripe(g, base_wall_ms() + (int64_t)plan->grace_ms);
+    if (!plan->dry_run) gc_mark(g, g->ripe_ms, later);
     int rc = g->failed ? -1 : 0;
     gc_free(g);
     return rc;
@@ -5085,10 +5176,14 @@ static void v2_blob_get(struct request *r) {
     struct digest d;
     struct stat st;
     int fd;
-    if (!v2_ref_digest(r, &d) || v2_not_modified(r, &d)) return;
+    if (!v2_ref_digest(r, &d)) return;
     int rc = store_blob_open(r->name, &d, &fd, &st);
     if (rc) {
         http_fail(r, (enum error)rc, 0);
+        return;
+    }
+    if (v2_not_modified(r, &d)) {
+        fs_close(fd);
         return;
     }
     /* If-Range names another state of a thing that never changes. */
@@ -5181,19 +5276,12 @@ static bool v2_upload_mount(struct request *r) {
     struct digest d;
     char *source = 0;
     if (!http_query(r, "mount", &mount)) return false;
-    int rc = digest_parse(mount, &d);
-    if (rc) {
-        http_fail(r, (enum error)rc, 0);
-        return true;
-    }
+    if (digest_parse(mount, &d)) return false;
     if (http_query(r, "from", &from) && from.n) {
-        if (!name_is_repository(from)) {
-            http_fail(r, E_NAME_INVALID, 0);
-            return true;
-        }
+        if (!name_is_repository(from)) return false;
         source = arena_text(&r->arena, from);
     }
-    rc = store_blob_mount(r->name, source, &d);
+    int rc = store_blob_mount(r->name, source, &d);
     if (rc == E_BLOB_UNKNOWN) return false;
     if (rc) http_fail(r, (enum error)rc, 0);
     else v2_blob_created(r, &d);
@@ -5279,7 +5367,8 @@ static void v2_upload_begin(struct request *r) {
         http_fail(r, (enum error)rc, 0);
         return;
     }
-    if (!v2_upload_range(r) || !v2_upload_fits(r)) return;
+    bool more = r->length || r->is_chunked;
+    if (!v2_upload_range(r) || (more && !v2_upload_fits(r))) return;
     /* All of it comes now: no need to read it a second time. */
     if (put && !r->upload.size && d.algo != r->upload.hash.algo)
         digest_init(&r->upload.hash, d.algo);
@@ -5513,21 +5602,25 @@ static void v2_manifest_delete(struct request *r) {
 static void v2_referrers(struct request *r) {
     struct digest subject;
     struct referrers page = {.artifact_type = {0, 0}};
-    struct buf out;
     if (!v2_ref_digest(r, &subject)) return;
     bool filtered = http_query(r, "artifactType", &page.artifact_type) &&
                     page.artifact_type.n;
     http_query(r, "last", &page.last);
-    page.out = &out;
-    buf_init(&out, &r->arena, REFERRERS_PAGE + DESCRIPTOR_MAX + 1024);
-    buf_text(&out, "{\"schemaVersion\":2,\"mediaType\":\"" MANIFEST_OCI
+    if (page.artifact_type.n > MEDIA_TYPE_MAX || page.last.n > TAG_MAX_LEN) {
+        http_fail(r, E_BAD_REQUEST, "a parameter is too long");
+        return;
+    }
+    page.out = &r->body;
+    page.arena = &r->arena;
+    buf_init(&r->body, 0, REFERRERS_PAGE + DESCRIPTOR_MAX + 1024);
+    buf_text(&r->body, "{\"schemaVersion\":2,\"mediaType\":\"" MANIFEST_OCI
              "index.v1+json\",\"manifests\":[");
     int rc = store_referrers(r->name, &subject, &page);
     if (rc) {
         http_fail(r, (enum error)rc, 0);
         return;
     }
-    buf_text(&out, "]}\n");
+    buf_text(&r->body, "]}\n");
     http_start(r, 200);
     if (filtered) http_header(r, "OCI-Filters-Applied", "artifactType");
     if (page.next.n) {
@@ -5540,7 +5633,7 @@ static void v2_referrers(struct request *r) {
         buf_put(&more, "", 1);
         v2_link(r, page.next, more.p);
     }
-    http_send_bytes(r, MANIFEST_OCI "index.v1+json", buf_view(&out));
+    http_send_bytes(r, MANIFEST_OCI "index.v1+json", buf_view(&r->body));
 }
 
 /* ==== 17. api: the server itself =========================================
@@ -5780,7 +5873,7 @@ struct conn_work {
     struct chunked chunked;
     char *fill, *out;            /* received into; being written */
     size_t fill_n, out_n;
-    size_t reserved;             /* counted in conns.bodies */
+    size_t reserved;             /* of conns.bodies */
     enum error bad;              /* what was wrong while a job was out */
     const char *why;
 };
@@ -5812,7 +5905,7 @@ static struct {
     struct conn **all;           /* parallel to polls */
     struct pollfd *polls;
     struct shared_worker *own;
-    unsigned count, cap;
+    unsigned count, cap, max;    /* max: by the descriptors that there are */
     uint64_t paused_ms;          /* nothing is accepted until then */
     struct conn **active;
     struct pollfd *active_polls;
@@ -5822,8 +5915,8 @@ static struct {
     struct request *spare;
     unsigned spare_count;
     char *chunks[UPLOAD_SPARE_MAX];
-    unsigned chunk_count;
-    size_t bodies;               /* bytes of buffered bodies, as announced */
+    unsigned chunk_count, chunks_out;
+    size_t bodies;               /* bytes of buffered bodies */
     bool draining;
     char date[30];
     int64_t date_s;
@@ -5863,17 +5956,21 @@ static void conn_setup(const struct conf *conf, struct shared *shared,
     conns.conf = conf;
     conns.shared = shared;
     conns.own = &shared->workers[slot];
+    /* Each may need a second one for a file or an upload. */
+    conns.max = (unsigned)(base_descriptors() - DESCRIPTORS_KEPT) / 2;
     conns.earliest_ms = UINT64_MAX;
     conns.now_ms = base_now_ms();
 }
 
 static bool conn_full(void) {
-    uint64_t all = 0;
+    uint64_t all = 0, max = conns.conf->number[CONF_max_connections];
     if (conns.draining || conns.now_ms < conns.paused_ms) return true;
-    for (unsigned i = 0; i < 2 * WORKERS_LIMIT; i++)
+    if (conns.count >= conns.max) return true;
+    unsigned slots = atomic_load(&conns.shared->slots);
+    for (unsigned i = 0; max && i < slots; i++)
         all += atomic_load_explicit(&conns.shared->workers[i].connections,
                                     memory_order_relaxed);
-    return all >= conns.conf->number[CONF_max_connections];
+    return max && all >= max;
 }
 
 /* Where connections from this one's address are counted. */
@@ -5886,7 +5983,7 @@ static unsigned conn_slot(const struct conn *c) {
 static bool conn_crowded(const struct conn *c) {
     uint64_t max = conns.conf->number[CONF_max_per_address], all = 0;
     unsigned slot = conn_slot(c);
-    for (unsigned i = 0; max && i < 2 * WORKERS_LIMIT; i++)
+    for (unsigned i = 0; max && i < atomic_load(&conns.shared->slots); i++)
         all += atomic_load(&conns.shared->workers[i].from[slot]);
     return max && all >= max;
 }
@@ -5922,12 +6019,15 @@ static void conn_touch(struct conn *c) {
 }
 
 static char *conn_chunk_get(void) {
-    if (conns.chunk_count) return conns.chunks[--conns.chunk_count];
-    char *p = malloc(UPLOAD_CHUNK);
+    if (conns.chunks_out == UPLOAD_CHUNKS_MAX) return 0;
+    char *p = conns.chunk_count ? conns.chunks[--conns.chunk_count]
+                                : malloc(UPLOAD_CHUNK);
+    conns.chunks_out += p != 0;
     return p;
 }
 
 static void conn_chunk_put(char *p) {
+    conns.chunks_out -= p != 0;
     if (p && conns.chunk_count < UPLOAD_SPARE_MAX)
         conns.chunks[conns.chunk_count++] = p;
     else free(p);
@@ -5985,6 +6085,38 @@ static void conn_unlist(struct conn *c) {
     }
 }
 
+static void conn_peer(const struct conn *c, char out[INET6_ADDRSTRLEN]) {
+    static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
+    if (c->local) snprintf(out, INET6_ADDRSTRLEN, "unix");
+    else if (memcmp(c->peer, mapped, 12))
+        inet_ntop(AF_INET6, c->peer, out, INET6_ADDRSTRLEN);
+    else inet_ntop(AF_INET, c->peer + 12, out, INET6_ADDRSTRLEN);
+}
+
+static void conn_log(const struct conn *c, const char *aborted) {
+    struct request *r = c->r;
+    char peer[INET6_ADDRSTRLEN], status[12], bytes[24], ms[32];
+    char target[1024], method[32];
+    atomic_fetch_add(&conns.shared->requests, 1);
+    r->logged = true;
+    if (!log_is(LOG_INFO)) return;
+    conn_peer(c, peer);
+    uint64_t sent = r->sent > c->head_len ? r->sent - c->head_len : 0;
+    uint64_t us = base_now_us() - r->start_us;
+    snprintf(status, sizeof status, "%d", r->status);
+    snprintf(bytes, sizeof bytes, "%llu", (unsigned long long)sent);
+    snprintf(ms, sizeof ms, "%llu.%03llu", (unsigned long long)us / 1000,
+             (unsigned long long)us % 1000);
+    snprintf(target, sizeof target, "%.*s", (int)r->target.n, r->target.p);
+    snprintf(method, sizeof method, "%.*s", (int)r->method.n, r->method.p);
+    log_event(LOG_INFO, "http.access", "ip", peer,
+              "user", *r->who ? r->who : "-",
+              "method", *method ? method : "-",
+              "path", *target ? target : "-", "#status", status,
+              "#bytes", bytes, "#ms", ms,
+              aborted ? "end" : (char *)0, aborted, (char *)0);
+}
+
 /* Frees it, or leaves that to the job that is out. */
 static void conn_close(struct conn *c) {
     c->gone = true;
@@ -5992,6 +6124,7 @@ static void conn_close(struct conn *c) {
         conns.polls[c->index].fd = -1;
         return;
     }
+    if (c->r && c->r->route && !c->r->logged) conn_log(c, "gone");
     conn_request_free(c);
     conn_unlist(c);
     close(c->fd);
@@ -6071,37 +6204,6 @@ static void conn_accept(int listener) {
         return;
     }
     conn_admit(c);
-}
-
-static void conn_peer(const struct conn *c, char out[INET6_ADDRSTRLEN]) {
-    static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
-    if (c->local) snprintf(out, INET6_ADDRSTRLEN, "unix");
-    else if (memcmp(c->peer, mapped, 12))
-        inet_ntop(AF_INET6, c->peer, out, INET6_ADDRSTRLEN);
-    else inet_ntop(AF_INET, c->peer + 12, out, INET6_ADDRSTRLEN);
-}
-
-static void conn_log(const struct conn *c, const char *aborted) {
-    const struct request *r = c->r;
-    char peer[INET6_ADDRSTRLEN], status[12], bytes[24], ms[32];
-    char target[1024], method[32];
-    atomic_fetch_add(&conns.shared->requests, 1);
-    if (!log_is(LOG_INFO)) return;
-    conn_peer(c, peer);
-    uint64_t sent = r->sent > c->head_len ? r->sent - c->head_len : 0;
-    uint64_t us = base_now_us() - r->start_us;
-    snprintf(status, sizeof status, "%d", r->status);
-    snprintf(bytes, sizeof bytes, "%llu", (unsigned long long)sent);
-    snprintf(ms, sizeof ms, "%llu.%03llu", (unsigned long long)us / 1000,
-             (unsigned long long)us % 1000);
-    snprintf(target, sizeof target, "%.*s", (int)r->target.n, r->target.p);
-    snprintf(method, sizeof method, "%.*s", (int)r->method.n, r->method.p);
-    log_event(LOG_INFO, "http.access", "ip", peer,
-              "user", *r->who ? r->who : "-",
-              "method", *method ? method : "-",
-              "path", *target ? target : "-", "#status", status,
-              "#bytes", bytes, "#ms", ms,
-              aborted ? "end" : (char *)0, aborted, (char *)0);
 }
 
 /* ---- sending */
@@ -6285,7 +6387,8 @@ static void conn_read_away(struct conn *c) {
         memmove(c->in.p, c->in.p + held, c->in.n);
         c->unread -= held;
     }
-    while (c->unread) {
+    for (size_t turn = 0; c->unread; turn += CONN_SCRATCH) {
+        if (turn >= CONN_SEND_TURN) return;
         size_t n = c->unread < CONN_SCRATCH ? (size_t)c->unread
                                             : CONN_SCRATCH;
         ssize_t k = recv(c->fd, conns.scratch, n, 0);
@@ -6358,7 +6461,10 @@ static void conn_continue(struct conn *c) {
     c->work->started = true;
     if (!c->r->expects || c->in.n) return;
     /* The send buffer is empty: nothing else was sent yet. */
-    if (send(c->fd, text, sizeof text - 1, MSG_NOSIGNAL) < 0) conn_close(c);
+    if (send(c->fd, text, sizeof text - 1, MSG_NOSIGNAL) >= 0) return;
+    /* Not closed at once: a disk thread has to let go of the upload. */
+    c->gone = true;
+    conn_abort(c);
 }
 
 static void conn_body_bad(struct conn *c, enum error e, const char *why);
@@ -6369,6 +6475,9 @@ static void conn_step_done(struct pool_job *job) {
     struct conn *c = w->r->conn;
     c->busy = false;
     conn_touch(c);
+    /* A client that now stalls holds no buffer. */
+    conn_chunk_put(w->out);
+    w->out = 0;
     if (c->gone) {
         if (w->r->upload.fd >= 0 && !w->abort) conn_abort(c);
         else conn_close(c);
@@ -6408,11 +6517,18 @@ static char *conn_body_room(struct conn *c, size_t *cap) {
     size_t want = r->has_length ? (size_t)w->left : 16 << 10;
     if (!r->body.max) buf_init(&r->body, 0, MANIFEST_MAX + (16 << 10));
     if (want > 64 << 10) want = 64 << 10;
+    if (conns.bodies + want > BODY_MEMORY_MAX) {
+        w->bad = E_BUSY;
+        return 0;
+    }
+    size_t before = r->body.cap;
     if (!buf_reserve(&r->body, want)) {
         w->bad = E_TOO_LARGE;
         w->why = "a manifest has at most 4 MiB";
         return 0;
     }
+    w->reserved += r->body.cap - before;
+    conns.bodies += r->body.cap - before;
     *cap = r->body.cap - r->body.n;
     return r->body.p + r->body.n;
 }
@@ -6486,6 +6602,8 @@ static void conn_read_body(struct conn *c) {
         }
         if (!p) break;
         if (c->r->has_length && cap > w->left) cap = (size_t)w->left;
+        /* What follows the last chunk must fit into c->in. */
+        if (c->r->is_chunked && cap > CONN_SCRATCH) cap = CONN_SCRATCH;
         ssize_t n = conn_body_get(c, p, cap, &held);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && errno == EAGAIN) break;
@@ -6527,14 +6645,10 @@ static void conn_body_start(struct conn *c, bool body) {
     }
     conn_enter(c, CONN_BODY);
     if (r->route->body == BODY_MEMORY) {
-        size_t n = r->has_length ? (size_t)r->length : MANIFEST_MAX;
         w->begun = true;
         if (r->route->begin) r->route->begin(r);
-        if (r->status) n = 0;
-        else if (r->length > MANIFEST_MAX)
+        if (!r->status && r->length > MANIFEST_MAX)
             http_fail(r, E_TOO_LARGE, "a manifest has at most 4 MiB");
-        else if (conns.bodies + n > BODY_MEMORY_MAX) http_fail(r, E_BUSY, 0);
-        else conns.bodies += w->reserved = n;
         if (r->status) conn_answer(c);
         else conn_continue(c);
         if (!c->gone && !r->status) conn_read_body(c);
@@ -6616,6 +6730,7 @@ static void conn_after(struct conn *c) {
         buf_free(&c->in);
         return;
     }
+    if (c->in.n == 1 && *c->in.p == '\r') return;    /* half an empty line */
     ssize_t n = conn_take_head(c, buf_view(&c->in));
     if (n > 0) {
         c->in.n -= (size_t)n;
@@ -6789,7 +6904,8 @@ static void conn_turn(struct conn_extra *extra, unsigned count,
     if (ready > 0) {
         conn_serve(all);
         for (unsigned i = 0; i < n; i++) {
-            if (own[i].revents) extra[i].on_ready(extra[i].fd);
+            bool off = extra[i].listener && conn_full();
+            if (own[i].revents && !off) extra[i].on_ready(extra[i].fd);
         }
     }
     conn_deadlines();
@@ -7018,7 +7134,12 @@ static int listen_bind(const union listen_address *a, socklen_t n) {
     /* Accepted sockets inherit it: one call for all of them. */
     if (family != AF_UNIX)
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    if (!bind(fd, &a->any, n) && !listen(fd, 1024)) return fd;
+    /* The workers of one that was killed may need a moment to die. */
+    for (int i = 0; i < 10; i++) {
+        if (!bind(fd, &a->any, n) && !listen(fd, 1024)) return fd;
+        if (errno != EADDRINUSE) break;
+        poll(0, 0, 10);
+    }
     int keep = errno;
     close(fd);
     errno = keep;
@@ -7115,6 +7236,7 @@ static void listen_value(const char *value, const struct conf *conf) {
 static bool listen_inherited(void) {
     const char *pid = getenv("LISTEN_PID"), *fds = getenv("LISTEN_FDS");
     uint64_t id, count;
+    int one = 1;
     if (!pid || !fds || codec_number(span_of(pid), &id) ||
         codec_number(span_of(fds), &count)) return false;
     if (id != (uint64_t)getpid() || !count || count > LISTENERS_MAX)
@@ -7122,6 +7244,7 @@ static bool listen_inherited(void) {
     for (int fd = 3; fd < 3 + (int)count; fd++) {
         fcntl(fd, F_SETFD, FD_CLOEXEC);
         fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
         listen_add(fd);
     }
     return true;
@@ -7207,6 +7330,9 @@ static void supervisor_spawn(struct supervisor_worker *w) {
     pid_t parent = getpid();
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
         base_die(1, "no socket pair: %s", strerror(errno));
+    unsigned slot = (unsigned)(w - supervisor.workers);
+    if (atomic_load(&supervisor.shared->slots) <= slot)
+        atomic_store(&supervisor.shared->slots, slot + 1);
     w->draining = false;
     w->started_ms = base_now_ms();
     w->respawn_ms = UINT64_MAX;
@@ -7242,6 +7368,7 @@ static void supervisor_buried(struct supervisor_worker *w, int status) {
     close(w->control);
     snprintf(pid, sizeof pid, "%ld", (long)w->pid);
     w->pid = 0;
+    atomic_flag_clear(&supervisor.shared->recovered);
     atomic_store(&counts->connections, 0);
     for (int i = 0; i < ADDRESS_SLOTS; i++) {
         if (atomic_load(&counts->from[i])) atomic_store(&counts->from[i], 0);
@@ -7316,7 +7443,17 @@ static void supervisor_compare(const struct conf *conf) {
 
 /* SIGHUP: a configuration that is bad, or wants another folder, changes
  * nothing. Listeners stay as they are until a restart. */
+static unsigned supervisor_free_slots(void) {
+    unsigned n = 0;
+    for (unsigned i = 0; i < 2 * WORKERS_LIMIT; i++) {
+        const struct supervisor_worker *w = &supervisor.workers[i];
+        n += !w->pid && w->respawn_ms == UINT64_MAX;
+    }
+    return n;
+}
+
 static void supervisor_reload(void) {
+    if (supervisor.stopping) return;
     struct conf *conf = base_alloc(sizeof *conf);
     struct buf err;
     unsigned fresh = 0;
@@ -7325,6 +7462,10 @@ static void supervisor_reload(void) {
     if (!rc && strcmp(conf->text[CONF_dir][0],
                       supervisor.conf->text[CONF_dir][0])) {
         buf_text(&err, "dir cannot change without a restart");
+        rc = -1;
+    }
+    if (!rc && supervisor_free_slots() < supervisor_count(conf)) {
+        buf_text(&err, "workers of earlier reloads still have requests");
         rc = -1;
     }
     buf_put(&err, "", 1);

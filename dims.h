@@ -54,11 +54,12 @@ enum {
     MEMO_ANSWER_MAX = 4 << 10,      /* bytes of one, with its headers */
     MEMO_AGE_MS = 20,               /* files younger than this are not */
     BODY_MEMORY_MAX = 64 << 20,     /* buffered bodies of one worker, bytes */
-    REFERRERS_PAGE = 4 << 20,       /* bytes of one page of referrers */
+    REFERRERS_PAGE = 512 << 10,     /* bytes of one page of referrers */
     DESCRIPTOR_MAX = 256 << 10,     /* a referrer's descriptor, bytes */
     LIST_PAGE_MAX = 100000,         /* names in one answer */
     UPLOAD_CHUNK = 128 << 10,       /* two of these an upload */
     UPLOAD_SPARE_MAX = 8,           /* chunks that a worker keeps */
+    UPLOAD_CHUNKS_MAX = 512,        /* chunks of one worker at a time */
     UPLOAD_FLUSH = 8 << 20,         /* write-back is started this often */
     NAME_MAX_LEN = 255,             /* a repository's whole name */
     TAG_MAX_LEN = 128,
@@ -68,7 +69,6 @@ enum {
     PATH_MAX_LEN = 768,             /* a path below DIR */
     JSON_DEPTH_MAX = 128,
     ARENA_CHUNK = 4 << 10,
-    ARENA_MAX = 64 << 20,           /* one request's memory */
     LOG_RING = 64 << 10,
     LOG_LINE_MAX = 4 << 10,
     POOL_THREADS = 4,
@@ -77,12 +77,15 @@ enum {
     WORKERS_MAX = 8,                /* chosen by itself; --workers may say 64 */
     WORKERS_LIMIT = 64,
     ADDRESS_SLOTS = 1024,           /* two addresses in one share a limit */
+    DESCRIPTORS_KEPT = 32,          /* a worker's own, with its threads' */
+    DESCRIPTORS_MAX = 1 << 20,
     ACCEPT_PAUSE_MS = 100,          /* when descriptors have run out */
     LISTENERS_MAX = 16,
     CONF_LIST_MAX = 64,             /* values of a repeatable option */
     CONF_FILE_MAX = 256 << 10,
     VIEW_DELAY_MS = 2000,           /* index.json follows a change by this */
     VIEW_PENDING_MAX = 256,         /* repositories a worker remembers */
+    REPO_WINDOW = 4096,             /* folder entries looked at together */
     REPO_SEEN = 1024,               /* repositories known to be on the disk */
     SMALL_FILE_MAX = 4 << 10,       /* a tag file, a record, an upload state */
     RESPAWN_MS = 1000,              /* a worker that died young waits */
@@ -187,7 +190,7 @@ enum header {
     X(gc_untagged, 0, "SPAN", SPAN, "0", \
       "untagged manifests older than this are removed; 0: never") \
     X(max_connections, 0, "N", NUMBER(1000000), "10000", \
-      "open connections") \
+      "open connections; 0: as many as there are descriptors") \
     X(max_per_address, 0, "N", NUMBER(65535), "0", \
       "open connections from one address; 0: no limit") \
     X(read_only, 0, 0, BOOL, "off", \
@@ -261,6 +264,7 @@ struct shared {
     atomic_llong upload_bytes;  /* held by unfinished uploads */
     atomic_ullong requests;
     atomic_flag recovered;      /* somebody took up what a crash left */
+    atomic_uint slots;          /* of the workers below, used so far */
     struct shared_worker workers[2 * WORKERS_LIMIT];
 };
 
@@ -352,7 +356,7 @@ struct request {
     struct span method, target, path, query;
     struct span header[HEADER_COUNT];
     int minor;                    /* HTTP/1.minor */
-    bool has_length, is_chunked, expects, keep_alive, is_head;
+    bool has_length, is_chunked, expects, keep_alive, is_head, closes;
     uint64_t length;              /* of the body, where has_length */
     /* the route */
     const struct route *route;
@@ -375,6 +379,7 @@ struct request {
     struct conn *conn;
     struct request *next;
     uint64_t start_us, sent;
+    bool logged;
     char who[NAME_MAX_LEN + 1];
 };
 
@@ -390,6 +395,8 @@ static void *base_realloc(void *p, size_t n);
 static uint64_t base_now_ms(void);
 static uint64_t base_now_us(void);
 static int64_t base_wall_ms(void);
+/* How many descriptors this process may open: at least 64. */
+static unsigned base_descriptors(void);
 static void base_random(void *p, size_t n);
 /* A file outside DIR, up to cap-1 bytes, terminated: their number or -1;
  * EFBIG where it has more. */
@@ -765,6 +772,7 @@ struct referrers {
     struct span artifact_type;   /* empty: any */
     struct span last, next;
     struct buf *out;
+    struct arena *arena;
 };
 
 static int store_referrers(const char *name, const struct digest *subject,

@@ -89,8 +89,8 @@ class Traced:
         created = 0
         for line in model.events(self.log):
             if " 201 " in line:
-                yield [m for m in (model.missing(model.top + f"/data/{p}")
-                                   for p in asked[created]) if m]
+                data = self.server.data
+                yield [m for m in (model.missing(data / p, data) for p in asked[created]) if m]
                 created += 1
         assert created == len(asked), f"{created} answers in the log, {len(asked)} were read"
 
@@ -105,13 +105,22 @@ def test_everything_is_synced_before_201_is_sent(tmp_path, push):
     assert not missing, "\n".join(missing)
 
 
-@pytest.mark.parametrize("when", ["2", "3", "4", "2+2", "2+3"])
+def test_a_new_folder_is_there_to_stay(tmp_path):
+    log = tmp_path / "strace.log"
+    server = Dims(tmp_path, dir="some/new/data", prefix=trace.command(log))
+    server.stop()
+    model = trace.Trace(tmp_path)
+    list(model.events(log))
+    assert not model.missing(server.data / "format")
+
+
+@pytest.mark.parametrize("when", range(2, 14))
 @pytest.mark.parametrize("push", PUSHES, ids=lambda f: f.__name__)
 def test_push_after_a_failed_sync_takes_nothing_for_granted(tmp_path, push, when):
     model = trace.Trace(tmp_path)
     traced = Traced(tmp_path)    # so that the start below makes few calls
     list(traced.follow(model, []))
-    # Of every thread, the second fsync and so on fails.
+    # Of every thread, one fsync fails.
     traced = Traced(tmp_path, "-e", f"inject=fsync:error=EIO:when={when}")
     traced.server.expect_stderr(r"store\.error", required=False)
     client, data, asked = traced.server.client(), noise(), []
@@ -128,36 +137,47 @@ def test_push_after_a_failed_sync_takes_nothing_for_granted(tmp_path, push, when
     assert not missing, "\n".join(missing)
 
 
-def test_model_notices_what_is_missing(tmp_path):
-    script = """
-import os, sys
-top = sys.argv[1]
-os.mkdir(top + "/data")
-fd = os.open(top + "/data/a", os.O_CREAT | os.O_WRONLY)
-def say(text):
-    os.write(1, b"HTTP/1.1 " + text)
-os.write(fd, b"x")
-say(b"name, bytes")
-os.fdatasync(fd)
-say(b"name")
-folder = os.open(top + "/data", os.O_RDONLY)
-os.fsync(folder)
-say(b"folder")
-os.fsync(os.open(top, os.O_RDONLY))
-say(b"none")
-os.rename(top + "/data/a", top + "/data/b")
-say(b"b")
-os.fsync(folder)
-os.link(top + "/data/b", top + "/data/c")
-say(b"c")
+SCRIPT = """
+import os
+def say(name):
+    os.write(1, b"HTTP/1.1 " + name)
+def sync(folder):
+    os.fsync(os.open(folder, os.O_RDONLY))
+os.mkdir("TOP/sub")
+file = os.open("TOP/sub/a", os.O_CREAT | os.O_WRONLY)
+os.write(file, b"x")
+say(b"sub/a")
+sync("TOP")
+say(b"sub/a")
+sync("TOP/sub")
+say(b"sub/a")
+os.fdatasync(file)
+say(b"sub/a")
+os.rename("TOP/sub/a", "TOP/sub/b")
+say(b"sub/b")
+sync("TOP/sub")
+say(b"sub/b")
+os.link("TOP/sub/b", "TOP/sub/c")
+say(b"sub/c")
+os.write(file, b"x")
+say(b"sub/b")
 """
+
+
+def test_model_notices_what_is_missing(tmp_path):
     log = tmp_path / "log"
-    (tmp_path / "top").mkdir()
-    subprocess.run([*trace.command(log), "/usr/bin/python3", "-B", "-c", script, tmp_path / "top"],
+    top = tmp_path / "top"
+    top.mkdir()
+    subprocess.run([*trace.command(log), "/usr/bin/python3", "-c", SCRIPT.replace("TOP", str(top))],
                    check=True, stdout=subprocess.DEVNULL)
-    model = trace.Trace(tmp_path / "top")
-    found = [[model.missing(f"{model.top}/data/{n}") or "" for n in "abc"]
-             for _ in model.events(log)]
-    assert [["was not synced since it got" in f for f in row] for row in found] == [
-        [True, False, False], [True, False, False], [True, False, False],
-        [False, False, False], [False, True, False], [False, False, True]]
+    model = trace.Trace(top)
+    found = [model.missing(top / line.split()[1]) for line in model.events(log)]
+    assert found == [
+        f"{top} was not synced since it got sub",
+        f"{top}/sub was not synced since it got a",
+        f"{top}/sub/a was not synced since it was written",
+        None,
+        f"{top}/sub was not synced since it got b",
+        None,
+        f"{top}/sub was not synced since it got c",
+        f"{top}/sub/b was not synced since it was written"]

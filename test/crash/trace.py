@@ -103,10 +103,12 @@ class Trace:
     def inside(self, path):
         return path == self.top or path.startswith(self.top + "/")
 
-    def missing(self, path):
-        """What keeps the file from surviving a power cut; None if it would."""
-        node, done = self.node, self.top
-        for name in os.path.relpath(path, self.top).split("/"):
+    def missing(self, path, below=None):
+        """What keeps the file from surviving a power cut; None if it would,
+        supposing that the folder below does."""
+        done = str(below or self.top)
+        node = self.find(done)
+        for name in os.path.relpath(path, done).split("/"):
             if name not in node.names:
                 return f"{done} has no {name}"
             if node.durable.get(name) is not node.names[name]:
