@@ -36,8 +36,8 @@ JOBS   := -j$(shell nproc)
 export PYTHONDONTWRITEBYTECODE := 1
 .DELETE_ON_ERROR:
 .PHONY: all run system asan unit lint room fuzz fuzz-run fuzz-replay e2e \
-        e2e-asan test test-all heavy smoke-arm conformance bench install \
-        uninstall clean distclean help
+        e2e-asan test test-all heavy crash smoke-arm conformance bench \
+        install uninstall clean distclean help
 
 all: $(BIN)
 
@@ -76,7 +76,8 @@ dims-asan: $(SOURCES)
 # --- the tests ------------------------------------------------------------
 
 #: make test              lint, unit, fuzz-replay, e2e, e2e-asan
-#: make test-all          the same unless just done; heavy, conformance, smoke-arm
+#: make test-all          the same unless just done; heavy, conformance, crash,
+#:                        smoke-arm
 
 # The stamp is as old as the start of the tests that passed, all of them (T= in
 # `make test` selects nothing), so test-all repeats them only if a file is newer.
@@ -96,7 +97,7 @@ build/tested: $(TESTED)
 	@$(MAKE) --no-print-directory test
 
 test-all: build/tested
-	@$(MAKE) --no-print-directory heavy conformance smoke-arm
+	@$(MAKE) --no-print-directory heavy conformance crash smoke-arm
 
 #: make lint              the house rules; clang's and cppcheck's opinion
 lint:
@@ -135,6 +136,11 @@ heavy: dims
 	@test/packages e2e heavy
 	DIMS_BIN=./dims $(PYTEST) $(T) test/heavy
 
+#: make crash             kills and power cuts (CRASH_KILLS=20, CRASH_CUTS=10)
+crash: dims
+	@test/packages e2e crash
+	DIMS_BIN=./dims $(PYTEST) $(T) test/crash
+
 #: make conformance       the OCI's own program, if it is here (CONFORMANCE=)
 conformance: dims dims-asan
 	DIMS_BIN=./dims $(PYTHON) test/conformance.py
@@ -147,10 +153,10 @@ smoke-arm:
 	@$(MAKE) --no-print-directory ARCH=armhf
 	$(PYTEST) test/arm
 
-#: make bench             a minute of figures: rates, transfers, durable pushes
+#: make bench             beside nginx and docker-registry (BENCH_ONLY=, _ROUNDS=)
 bench: dims
-	@test/packages bench
-	DIMS_BIN=./dims $(PYTHON) test/bench.py
+	@test/packages e2e bench
+	DIMS_BIN=./dims $(PYTHON) test/bench/bench.py
 
 # --- fuzzing --------------------------------------------------------------
 

@@ -190,11 +190,15 @@ static void request(struct conn *c, enum step step, uint64_t body,
     if (n < 0 || n + 200 > HEAD_MAX) die("a long head");
     n += snprintf(c->head + n, sizeof c->head - (size_t)n,
                   " HTTP/1.1\r\nHost: localhost\r\n");
-    if (step != STEP_GET)
+    if (step == STEP_GET)
+        n += snprintf(c->head + n, sizeof c->head - (size_t)n,
+                      "Accept: application/vnd.oci.image.manifest.v1+json"
+                      "\r\n\r\n");
+    else
         n += snprintf(c->head + n, sizeof c->head - (size_t)n,
                       "Content-Type: application/octet-stream\r\n"
-                      "Content-Length: %llu\r\n", (unsigned long long)body);
-    n += snprintf(c->head + n, sizeof c->head - (size_t)n, "\r\n");
+                      "Content-Length: %llu\r\n\r\n",
+                      (unsigned long long)body);
     c->step = step;
     c->out = c->head;
     c->out_n = (size_t)n;

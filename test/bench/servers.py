@@ -16,7 +16,8 @@ IMAGE = "application/vnd.oci.image.manifest.v1+json"
 DEADLINE = 60
 
 NGINX = """
-daemon off; {user}
+daemon off;
+{user}
 worker_processes {workers};
 worker_rlimit_nofile 20000;
 error_log stderr crit;
@@ -209,10 +210,9 @@ class Nginx(Server):
         return done.stderr.strip().rpartition("/")[2]
 
     def command(self):
-        os.chmod(self.home, 0o755)
         (self.home / "nginx.conf").write_text(NGINX.format(
             home=self.home, port=self.port, workers=WORKERS, image=IMAGE,
-            user="user nobody nogroup;" if os.geteuid() == 0 else "",
+            user="user root root;" if os.geteuid() == 0 else "",
             connections=self.settings.get("connections", 768)))
         return [self.found(), "-p", str(self.home), "-e", "stderr", "-c",
                 str(self.home / "nginx.conf")]
@@ -258,11 +258,11 @@ class Olareg(Server):
     def version(cls):
         done = subprocess.run([cls.found(), "version"], capture_output=True, text=True)
         return next((line.split()[-1] for line in done.stdout.splitlines()
-                     if "Tag" in line or "Version" in line), "?")
+                     if line.startswith("VCSTag")), "?")
 
     def command(self):
-        return [self.found(), "serve", "--dir", f"{self.home}/data", "--port", str(self.port),
-                "--verbosity", "error"]
+        return [self.found(), "serve", "--dir", f"{self.home}/data", "--addr", "127.0.0.1",
+                "--port", str(self.port), "--verbosity", "error"]
 
 
 class Zot(Server):

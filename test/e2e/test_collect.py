@@ -4,8 +4,10 @@ import os
 import re
 import subprocess
 
-from oci import (IMAGE, INDEX, descriptor, digest, dump, image_of, index_of, make_image, noise, push_blob,
-                 push_manifest, put_manifest)
+import pytest
+
+from oci import (IMAGE, INDEX, descriptor, digest, dump, image_of, index_of, make_image, noise,
+                 push_blob, push_manifest, put_manifest, start_upload, with_query)
 from server import BINARY, environment
 from wire import wait_until
 
@@ -101,6 +103,45 @@ def test_being_told_that_it_exists_keeps_a_blob(dims):
     assert command(server, "gc")[0] == 0
     assert [stored(server, "a", digest(d)) for d in (by_head, by_mount, by_push, by_nobody)] == [
         True, True, True, False]
+
+
+def test_a_blob_is_young_from_its_commit_on_however_old_its_bytes_are(dims):
+    server = dims("--gc-grace", "1h")
+    client = server.client()
+    data = noise(1000)
+    location = client.patch(start_upload(client, "a"), data)["Location"]
+    upload = server.data / "uploads" / location.rpartition("/")[2]
+    os.utime(upload, (1, 1))
+    assert client.put(with_query(location, digest=digest(data))).status == 201
+    assert "and 0 blobs" in command(server, "gc", "--gc-grace", "1h")[1]
+    assert client.get(f"/v2/a/blobs/{digest(data)}").body == data
+
+
+@pytest.mark.parametrize("left", [0, 100])
+def test_a_manifest_cut_short_does_not_cost_its_layers(dims, left):
+    server = dims()
+    client = server.client()
+    manifest, layer = push(client, "a", "v1", noise(1000))
+    age(server, "a", layer)
+    path = server.data / "repos/a/_oci/blobs/sha256" / manifest[7:]
+    os.truncate(path, left)
+    done = subprocess.run([BINARY, "gc", "--dir", str(server.data)], capture_output=True,
+                          text=True, env=environment(), timeout=60)
+    assert done.returncode == 1 and "gc.incomplete" in done.stderr
+    assert stored(server, "a", layer)
+    assert "and 1 blobs" not in done.stdout
+
+
+def test_pushing_an_untagged_manifest_again_renews_its_time(dims):
+    server = dims()
+    client = server.client()
+    bodies = [dump(image_of(noise(100))) for _ in range(2)]
+    for body in bodies:
+        push_manifest(client, "a", digest(body), body)
+        os.utime(server.data / "repos/a/_oci/manifests" / digest(body)[7:], (1, 1))
+    push_manifest(client, "a", digest(bodies[0]), bodies[0])
+    assert "removed 1 untagged" in command(server, "gc", "--gc-untagged", "7d")[1]
+    assert [client.get(f"/v2/a/manifests/{digest(b)}").status for b in bodies] == [200, 404]
 
 
 def test_dry_run_says_what_would_go_and_changes_nothing(dims):

@@ -198,6 +198,15 @@ def test_port_by_flag_file_and_environment_in_order(dims, tmp_path):
     assert server.port == ports[0]
 
 
+def test_what_kubernetes_calls_a_service_named_dims_is_no_port(dims):
+    port = free_port()
+    env = {"DIMS_PORT": "tcp://10.0.0.1:8000", "DIMS_SERVICE_PORT": "8000", "PORT": str(port)}
+    server = dims(port=None, env=env)
+    assert server.port == port
+    server.stop()
+    assert dims(port=port, env=env).port == port
+
+
 def test_folder_by_flag_file_and_environment_in_order(dims, tmp_path):
     (tmp_path / "conf").write_text("dir = from-file\n")
     for name, args, env in [("from-flag", ["--dir=from-flag"], {"DIMS_DIR": "from-env"}),

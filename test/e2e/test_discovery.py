@@ -260,6 +260,17 @@ def test_referrers_outlive_their_subject(api, repo):
     assert list(referrers(api, repo, name)[1]) == [signature]
 
 
+def referrer_pages(api, repo, name):
+    """The {digest: descriptor} of each page."""
+    target = f"/v2/{repo}/referrers/{name}"
+    while target:
+        answer = api.get(target)
+        assert (answer.status, answer["Content-Type"]) == (200, INDEX)
+        assert len(answer.body) <= 4 << 20
+        yield {m["digest"]: m for m in answer.json()["manifests"]}
+        target = next_page(answer)
+
+
 def test_many_large_referrers_are_paged_by_link(api, repo):
     # Over 4 MiB of annotations cannot come in one manifest.
     subject = subject_of(SUBJECT)
@@ -267,16 +278,53 @@ def test_many_large_referrers_are_paged_by_link(api, repo):
     for i in range(24):
         manifest = image_of(b"%d" % i, subject=subject, annotations={"x": "y" * 200000})
         names.add(push_manifest(api, repo, digest(dump(manifest)), manifest))
-    target, found, count = f"/v2/{repo}/referrers/{subject['digest']}", [], 0
-    while target:
-        answer = api.get(target)
-        assert answer["Content-Type"] == INDEX
-        assert len(answer.body) <= 4 << 20
-        found += [m["digest"] for m in answer.json()["manifests"]]
-        target = next_page(answer)
-        count += 1
-    assert count > 1
+    found = list(referrer_pages(api, repo, subject["digest"]))
+    assert len(found) > 1
+    assert sorted(sum(map(list, found), [])) == sorted(names)
+
+
+TYPE_MAX = 255
+
+
+@pytest.mark.parametrize("member", ["artifactType", "config"])
+def test_type_that_is_too_long_is_refused_and_the_list_stays(api, repo, member):
+    subject = subject_of(SUBJECT)
+
+    def pushed(length):
+        kind = "a/" + "x" * (length - 2)
+        typed = {"artifactType": kind} if member == "artifactType" else {"config_type": kind}
+        return put_manifest(api, repo, "v1", image_of(noise(), subject=subject, **typed)), kind
+
+    answer, kind = pushed(TYPE_MAX)
+    assert answer.status == 201
+    name = answer["Docker-Content-Digest"]
+    for length in TYPE_MAX + 1, 5000, 300000:
+        refused(pushed(length)[0], 400, "MANIFEST_INVALID")
+    found = referrers(api, repo, subject["digest"])[1]
+    assert {n: d["artifactType"] for n, d in found.items()} == {name: kind}
+    target = f"?artifactType={kind}"
+    assert list(referrers(api, repo, subject["digest"], target)[1]) == [name]
+
+
+@pytest.mark.parametrize("length", [TYPE_MAX + 1, 5000])
+def test_filter_that_is_too_long_is_400(api, repo, length):
+    refused(api.get(f"/v2/{repo}/referrers/{digest(b'')}?artifactType=a/{'x' * (length - 2)}"),
+            400)
+
+
+def test_annotations_over_256k_are_left_out_of_the_list(api, repo):
+    subject = subject_of(SUBJECT)
+    names = []
+    for size in 100, 261000, 262144, 2000000:
+        manifest = image_of(b"%d" % size, subject=subject, artifactType="a/b",
+                            annotations={"x": "y" * size})
+        names.append(push_manifest(api, repo, digest(dump(manifest)), manifest))
+    found = {}
+    for page in referrer_pages(api, repo, subject["digest"]):
+        found.update(page)
     assert sorted(found) == sorted(names)
+    assert ["annotations" in found[n] for n in names] == [True, True, False, False]
+    assert {d["artifactType"] for d in found.values()} == {"a/b"}
 
 
 def test_fallback_tag_is_an_ordinary_tag(api, repo):
@@ -330,3 +378,19 @@ def test_catalog_comes_in_byte_order_of_whole_names(catalog):
 
 def test_catalog_of_an_empty_registry_is_an_empty_list(dims):
     assert dims().client().get("/v2/_catalog").json() == {"repositories": []}
+
+
+@pytest.mark.parametrize("folder", ["", "p/q/"])
+def test_catalog_of_a_very_large_folder_is_complete(dims, folder):
+    # More than the server looks at together; some of the names have others
+    # below and beside them, also where one window of the folder ends.
+    server = dims()
+    names = {f"{folder}n{i:04}" for i in range(4200)}
+    for i in [*range(0, 4200, 250), *range(1980, 2060), *range(4050, 4110)]:
+        names |= {f"{folder}n{i:04}-b", f"{folder}n{i:04}/sub"}
+    for name in names:
+        (server.data / "repos" / name / "_oci/manifests").mkdir(parents=True)
+    client = server.client()
+    for query in "", "?n=2500":
+        found = pages(client, f"/v2/_catalog{query}", "repositories")
+        assert sum(found, []) == sorted(names)

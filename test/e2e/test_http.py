@@ -43,6 +43,15 @@ def test_connection_options_are_a_list_without_case(conn, value):
     conn.expect_close()
 
 
+@pytest.mark.parametrize("values", [("x", "close"), ("keep-alive", "close"), ("close", "x"),
+                                    ("keep-alive", "x, Close")])
+def test_connection_options_may_come_in_several_headers(conn, values):
+    conn.send(head("GET", "/v2/", [("Connection", v) for v in values]))
+    answer = conn.answer()
+    assert (answer.status, answer["Connection"].lower()) == (200, "close")
+    conn.expect_close()
+
+
 def test_http_1_0_closes_after_the_answer(conn):
     conn.send(head("GET", "/v2/", version="HTTP/1.0", host=None))
     assert conn.answer().status == 200
@@ -104,6 +113,19 @@ def test_empty_lines_before_a_request_are_ignored(conn):
     # RFC 9112 2.2: a server SHOULD ignore at least one.
     conn.send(b"\r\n" + head("GET", "/v2/") + b"\r\n" + head("GET", "/v2/"))
     assert conn.answer().status == 200
+    assert conn.answer().status == 200
+
+
+def test_empty_line_may_come_in_two_pieces(conn):
+    conn.send(b"\r")
+    assert conn.quiet()
+    conn.send(b"\n" + head("GET", "/v2/"))
+    assert conn.answer().status == 200
+    conn.send(b"\r")
+    assert conn.quiet()
+    conn.send(b"\n\r")
+    assert conn.quiet()
+    conn.send(b"\n" + head("GET", "/v2/"))
     assert conn.answer().status == 200
 
 
@@ -229,6 +251,39 @@ def test_tiny_chunks(conn, api, repo):
     conn.send(head("PATCH", location, CHUNKED) + chunks(data, 1))
     assert conn.answer("PATCH")["Range"] == "0-19999"
     assert api.put(with_query(location, digest=digest(data))).status == 201
+
+
+def test_manifests_may_be_pipelined_in_chunks(dims):
+    server = dims("--workers", "1")
+    bodies = [dump(image_of(noise(), annotations={"x": "y" * n})) for n in (300000, 150000, 9)]
+    with server.connect() as conn:
+        conn.send(head("PUT", "/v2/a/manifests/v0", CHUNKED) + chunks(bodies[0])[:-10])
+        assert conn.quiet()  # a large buffer is waiting for the end of the first
+        with server.frozen():
+            conn.send(chunks(bodies[0])[-10:]
+                      + head("PUT", "/v2/a/manifests/v1", CHUNKED) + chunks(bodies[1], 50000)
+                      + head("PUT", "/v2/a/manifests/v2", CHUNKED) + chunks(bodies[2], 9)
+                      + head("GET", "/v2/a/manifests/v1"))
+        for body in bodies:
+            answer = conn.answer("PUT")
+            assert (answer.status, answer["Docker-Content-Digest"]) == (201, digest(body))
+        assert conn.answer().body == bodies[1]
+
+
+def test_stalled_manifests_do_not_hold_up_the_others(dims):
+    server = dims("--workers", "1")
+    client = server.client()
+    stalled = [server.connect() for _ in range(20)]
+    for conn in stalled:
+        conn.send(head("PUT", "/v2/a/manifests/stalled", CHUNKED) + b"1\r\n{\r\n")
+    assert all(conn.quiet(0.01) for conn in stalled)
+    body = dump(image_of(noise(), annotations={"x": "y" * 100000}))
+    for chunked in False, True:
+        assert put_manifest(client, "a", "v1", body, chunked=chunked).status == 201
+    for conn in stalled:
+        conn.send(chunks(body[1:]))
+        assert conn.answer("PUT").status == 201
+        conn.close()
 
 
 # Expect (RFC 9110 10.1.1)

@@ -1,13 +1,15 @@
 """Logs: one line a request, plain or JSON, and a reader who does not read."""
 
 import json
+import os
 import re
 import signal
 import subprocess
+import time
 
 import pytest
 
-from oci import digest, make_image, noise, push_blob
+from oci import digest, make_image, noise, push_blob, start_upload
 from wire import head, wait_until
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
@@ -107,6 +109,46 @@ def test_what_clients_send_cannot_forge_lines(dims, form):
             json.loads(line)
         else:
             assert re.match(STAMP, line)
+
+
+@pytest.mark.parametrize("form", ["plain", "json"])
+@pytest.mark.parametrize("sent", [0, 100])
+def test_client_that_vanishes_has_its_line(dims, form, sent):
+    server = logging(dims, form)
+    client = server.client()
+    location = start_upload(client, "a")
+    with server.connect() as conn:
+        conn.send(head("PATCH", location, {"Content-Length": "1000", "Expect": "100-continue"}))
+        assert conn.head().status == 100
+        conn.send(b"x" * sent)
+        conn.abort()
+
+    def lines():
+        return [f for f in accesses(server, form) if f["path"] == location]
+
+    wait_until(lines, "the access line")
+    assert client.get("/v2/").status == 200
+    server.stop()
+    assert [(f["method"], f["end"]) for f in lines()] == [("PATCH", "gone")]
+
+
+def test_each_event_is_logged_once(dims):
+    # What the supervisor had yet to write was once written by each worker too.
+    server = logging(dims, "plain")
+    for _ in range(2):
+        before = server.children()
+        server.signal(signal.SIGHUP)
+        wait_until(lambda: len(server.children()) == len(before)
+                   and not set(server.children()) & set(before), "the new workers")
+    time.sleep(1)  # one that dies young is replaced later
+    before = server.children()
+    os.kill(before[0], signal.SIGKILL)
+    wait_until(lambda: len(server.children()) == len(before)
+               and before[0] not in server.children(), "another worker")
+    assert server.client().get("/v2/").status == 200
+    server.stop()
+    events = [line.split()[2] for line in server.stderr().splitlines()]
+    assert (events.count("config.loaded"), events.count("worker.died")) == (2, 1)
 
 
 def test_secrets_are_never_logged(dims):

@@ -2,9 +2,11 @@
 
 import fcntl
 import os
+import resource
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +100,25 @@ def test_second_signal_while_stopping_does_no_harm(dims):
     conn.close()
 
 
+def test_reload_while_stopping_does_not_delay_the_stop(dims):
+    server = dims("--workers", "1")
+    data = noise(1000)
+    conn = begin_patch(server, start_upload(server.client(), "a"), data, 10)
+    server.close_clients()
+    server.signal(signal.SIGTERM)
+    wait_until(lambda: refuses(server), "new connections to be refused")
+    for _ in range(2):
+        server.signal(signal.SIGHUP)
+        time.sleep(0.05)  # a reload that is not ignored starts a worker now
+    assert len(server.children()) == 1
+    conn.send(data[10:])
+    assert conn.answer("PATCH").status == 202
+    began = time.monotonic()
+    assert server.wait_stopped() == 0
+    assert time.monotonic() - began < 3
+    conn.close()
+
+
 def test_port_is_free_at_once_after_a_stop(dims):
     server = dims()
     port = server.port
@@ -108,6 +129,16 @@ def test_port_is_free_at_once_after_a_stop(dims):
     server.stop()
     assert dims(port=port).client().get("/v2/").status == 200
     conn.close()
+
+
+def test_start_right_after_a_kill_of_everything(dims):
+    server = dims()
+    port = server.port
+    for _ in range(20):
+        os.killpg(server.process.pid, signal.SIGKILL)
+        server.process.wait()  # the workers may still be about to die
+        server = dims(port=port)
+    assert server.client().get("/v2/").status == 200
 
 
 # Workers
@@ -300,6 +331,14 @@ def test_activated_socket_outlives_a_stop(dims, tmp_path):
         waiting.close()
 
 
+def test_activated_sockets_send_small_answers_at_once(dims):
+    # Accepted sockets inherit it, and systemd does not set it unless told to.
+    with listener() as sock:
+        assert not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        activated(dims, [sock], port=None)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_sockets_meant_for_another_process_are_ignored(dims):
     with listener() as sock:
         server = activated(dims, [sock], pid="1")
@@ -368,3 +407,35 @@ def test_a_worker_that_dies_gives_its_connections_back(dims):
     wait_until(lambda: len(server.children()) == 2, "new workers")
     for client in [server.client() for _ in range(4)]:
         assert client.get("/v2/").status == 200
+
+
+def test_limit_of_zero_connections_is_none(dims):
+    server = dims("--max-connections", "0", "--workers", "1")
+    held = [server.client() for _ in range(50)]
+    for client in held:
+        assert client.get("/v2/").status == 200
+
+
+def cpu_seconds(pid):
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_crowd_that_wants_all_descriptors_waits(dims):
+    def few():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+    server = dims("--workers", "1", preexec_fn=few)
+    client = server.client()
+    image = make_image(client, "a")
+    crowd = [server.connect() for _ in range(100)]
+    worker = server.children()[0]
+    before = cpu_seconds(worker)
+    time.sleep(0.5)
+    assert cpu_seconds(worker) - before < 0.25, "it spins"
+    # Who is in has descriptors left for files, and pushes and pulls.
+    check_image(client, "a", "latest", image)
+    make_image(client, "b")
+    for conn in crowd:
+        conn.close()
+    check_image(server.client(), "a", "latest", image)

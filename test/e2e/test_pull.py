@@ -325,6 +325,16 @@ def test_if_none_match_of_something_else_is_200(api, repo, image):
     assert (answer.status, answer.body) == (200, image.manifest)
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("form", ['"{}"', "*"])
+def test_if_none_match_of_what_is_not_there_is_404(api, repo, image, method, form):
+    name = digest(noise())
+    for kind in "blobs", "manifests":
+        answer = api.request(method, f"/v2/{repo}/{kind}/{name}",
+                             {"If-None-Match": form.format(name)})
+        assert answer.status == 404
+
+
 def test_if_none_match_sees_a_moved_tag(api, repo, image):
     etag = api.head(f"/v2/{repo}/manifests/latest")["ETag"]
     other = image_of(annotations={"n": "2"}, config_type=EMPTY)

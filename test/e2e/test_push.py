@@ -10,6 +10,7 @@ from wire import chunks, head, refused
 
 ALGORITHMS = ["sha256", "sha512"]
 EMPTY_DIGEST = digest(b"")
+CHUNKED = {"Transfer-Encoding": "chunked"}
 
 
 def upload(api, repo, location):
@@ -367,17 +368,21 @@ def test_mount_into_the_same_repository(api, repo):
 
 
 @pytest.mark.parametrize("query", ["mount=sha256:abc&from=x", "mount=&from=x",
-                                   "mount=../x&from=../y"])
-def test_mount_of_an_invalid_digest(api, repo, query):
-    # The spec says 202 where a mount is not possible, and 400 for bad digests.
-    answer = api.post(f"/v2/{repo}/blobs/uploads/?{query}")
-    assert answer.status in (202, 400)
+                                   "mount=../x&from=../y", "mount=sha256&from=x",
+                                   "mount=blake3:" + "a" * 64 + "&from=x",
+                                   "mount=md5:" + "a" * 32])
+def test_mount_of_an_invalid_digest_opens_a_session(api, repo, query):
+    data = noise()
+    location = start_upload(api, repo, f"?{query}")
+    answer = api.put(with_query(location, digest=digest(data)), data)
+    check_created(api, repo, answer, data, digest(data))
 
 
-def test_mount_from_an_illegal_name_is_not_followed(api, repo):
+@pytest.mark.parametrize("source", ["../../{}", "{}/", "UPPER", "%00", "x" * 300])
+def test_mount_from_an_illegal_name_opens_a_session(api, repo, source):
     name = push_blob(api, repo, noise())
-    answer = api.post(f"/v2/{repo}/t/blobs/uploads/?mount={name}&from=../../{repo}")
-    assert answer.status in (201, 202, 400)  # 201: found as if there were no from
+    start_upload(api, f"{repo}/t", f"?mount={name}&from={source.format(repo)}")
+    assert api.head(f"/v2/{repo}/t/blobs/{name}").status == 404
 
 
 # Several at once
@@ -482,3 +487,22 @@ def test_upload_and_download_can_share_a_pipeline(api, repo):
         assert conn.answer().status == 202
         assert conn.answer().status == 201
         assert conn.answer().body == data
+
+
+@pytest.mark.parametrize("coding", [CHUNKED, {"Content-Length": "5"}])
+def test_what_follows_a_body_may_come_with_its_end(dims, coding):
+    # More than 64 KiB of the next request come in the segments of this one.
+    server = dims("--workers", "1")
+    data = noise(120000)
+    location = start_upload(server.client(), "a")
+    with server.connect() as conn:
+        conn.send(head("PATCH", location, coding))
+        assert conn.quiet()  # the server is reading the body now
+        body = chunks(b"hello") if coding is CHUNKED else b"hello"
+        target = with_query(location, digest=digest(b"hello" + data))
+        with server.frozen():
+            conn.send(body + head("PUT", target, {"Content-Length": str(len(data))}) + data
+                      + head("GET", "/v2/"))
+        assert conn.answer("PATCH").status == 202
+        assert conn.answer("PUT").status == 201
+        assert conn.answer().status == 200

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from oci import digest, make_image, check_image, noise, push_blob, start_upload, with_query
+from oci import (digest, image_of, make_image, check_image, noise, push_blob, put_manifest,
+                 start_upload, with_query)
 from wire import chunks, head, refused, wait_until
 
 DATA = noise(300000)
@@ -159,6 +160,23 @@ def test_finished_and_cancelled_uploads_leave_no_files(dims):
     assert not (server.data / "blobs" / "sha256" / digest(DATA)[7:]).exists()
 
 
+@pytest.mark.parametrize("method", ["PATCH", "PUT"])
+def test_reset_before_the_continue_leaves_nothing_behind(dims, method):
+    server = dims("--workers", "1")
+    client = server.client()
+    locations = [start_upload(client, "a") for _ in range(5)]
+    before = server.descriptors()
+    with server.frozen():  # the reset is there before the 100 can be sent
+        for location in locations:
+            conn = server.connect()
+            conn.send(head(method, with_query(location, digest=digest(DATA)),
+                           {"Content-Length": str(len(DATA)), "Expect": "100-continue"}))
+            conn.abort()
+    wait_until(lambda: server.descriptors() == before, "all descriptors to be closed")
+    for location in locations:
+        finish(client, location, 0)
+
+
 # Limits
 
 def check_full(answer):
@@ -242,3 +260,37 @@ def test_below_min_free_uploads_are_507_and_the_rest_works(dims, tmp_path):
     # What frees the disk must go on.
     assert client.delete(f"/v2/a/blobs/{digest(image.layers[0])}").status == 202
     assert client.delete("/v2/a/manifests/latest").status == 202
+
+
+def test_below_min_free_a_complete_upload_can_be_finished_or_cancelled(dims):
+    server = dims()
+    client = server.client()
+    done, dropped = [client.patch(start_upload(client, "a"), DATA)["Location"] for _ in range(2)]
+    server.stop()
+    server = dims("--min-free", "100T")
+    server.expect_stderr("", required=False)  # it may warn
+    client = server.client()
+    for location in done, dropped:
+        assert offset(client, location) == len(DATA)
+        check_full(client.patch(location, b"more"))
+        check_full(client.patch(location, b"more", chunked=True))
+    assert client.delete(dropped).status == 204
+    answer = client.put(with_query(done, digest=digest(DATA)))
+    assert answer.status == 201
+    assert client.get(answer["Location"]).body == DATA
+
+
+def test_manifests_may_use_half_of_min_free_and_no_more(dims, tmp_path):
+    disk = os.statvfs(tmp_path)
+    free = disk.f_bavail * disk.f_frsize
+    server = dims("--min-free", free * 3 // 2)
+    server.expect_stderr("", required=False)  # it may warn
+    client = server.client()
+    check_full(client.post(f"/v2/a/blobs/uploads/?digest={digest(DATA)}", DATA))
+    assert put_manifest(client, "a", "v1", image_of(noise())).status == 201
+    server.stop()
+    server = dims("--min-free", free * 3)
+    server.expect_stderr("", required=False)
+    client = server.client()
+    check_full(put_manifest(client, "a", "v2", image_of(noise())))
+    assert client.get("/v2/a/tags/list").json()["tags"] == ["v1"]
