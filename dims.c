@@ -228,7 +228,7 @@ static struct span span_cut(struct span *s, char c) {
     const char *at = s->n ? memchr(s->p, c, s->n) : 0;
     struct span head = *s;
     if (!at) {
-        s->p += s->n;
+        if (s->n) s->p += s->n;      /* a span may be of nothing, at 0 */
         s->n = 0;
         return head;
     }
@@ -443,7 +443,7 @@ static int codec_size(struct span s, uint64_t *out) {
     if (!s.n) return -1;
     char last = s.p[s.n - 1];
     if (last >= 'a' && last <= 'z') last = (char)(last - 32);
-    const char *unit = strchr(units, last);
+    const char *unit = last ? strchr(units, last) : 0;
     if (!unit) return codec_scaled(s, 1, out);
     s.n--;
     return codec_scaled(s, 1ull << (10 * (unit - units + 1)), out);
@@ -1213,7 +1213,8 @@ static bool digest_is(struct span s) {
     for (size_t i = 0; i < algo.n; i++) {
         bool word = digest_is_word(algo.p[i]);
         bool inside = i && i + 1 < algo.n && digest_is_word(algo.p[i - 1]);
-        if (!word && !(inside && strchr("+._-", algo.p[i]))) return false;
+        bool mark = algo.p[i] && strchr("+._-", algo.p[i]);
+        if (!word && !(inside && mark)) return false;
     }
     for (size_t i = 0; i < rest.n; i++) {
         char c = rest.p[i];
@@ -3315,9 +3316,10 @@ static int store_blob_delete(const char *name, const struct digest *d) {
               (char *)0);
     /* A manifest is deleted as one, with its tags. */
     if (!fs_stat(record.s, &st)) rc = E_BLOB_UNKNOWN;
-    else if (!fs_unlink(p.s)) rc = store_blob_sync(name, d);
-    else rc = errno == ENOENT ? E_BLOB_UNKNOWN
-                              : store_error("delete", p.s);
+    else if (fs_unlink(p.s)) rc = errno == ENOENT
+        ? E_BLOB_UNKNOWN : store_error("delete", p.s);
+    if ((!rc || rc == E_BLOB_UNKNOWN) && store_blob_sync(name, d))
+        rc = E_STORAGE;
     fs_close(lock);
     if (!rc) store_pool_drop(d);
     return rc;
@@ -3783,12 +3785,13 @@ static int store_tag_delete(const char *name, const char *tag) {
     path_join(&p, "repos/", name, "/_oci/tags/", tag, (char *)0);
     store_repo_path(&dir, name, "tags");
     store_untagged(name, p.s);
-    if (!fs_unlink(p.s)) {
-        if (fs_sync_dir(dir.s)) rc = store_error("sync", dir.s);
-    } else {
+    if (fs_unlink(p.s)) {
         rc = errno == ENOENT ? E_MANIFEST_UNKNOWN
                              : store_error("delete tag", p.s);
     }
+    /* "It is gone" has to be durable, too, whoever removed it. */
+    if ((!rc || rc == E_MANIFEST_UNKNOWN) && fs_sync_dir(dir.s))
+        rc = store_error("sync", dir.s);
     fs_close(lock);
     if (!rc) store_view_mark(name);
     return rc;
@@ -3805,7 +3808,9 @@ static int store_untag_one(void *arg, const char *tag) {
     struct record record;
     struct path p;
     path_join(&p, "repos/", u->name, "/_oci/tags/", tag, (char *)0);
-    if (store_record_load(p.s, &record, 0)) return 0;
+    /* A damaged tag names nothing; one that cannot be read may. */
+    if (store_record_load(p.s, &record, 0))
+        return errno == ENOENT || errno == EILSEQ ? 0 : -1;
     if (!digest_equal(&record.digest, u->digest)) return 0;
     u->any = true;
     return fs_unlink(p.s);
@@ -3818,7 +3823,11 @@ static int store_manifest_remove(const char *name, const struct digest *d) {
     struct store_untag untag = {name, d, false};
     store_manifest_path(&p, name, d);
     if (store_record_load(p.s, &record, &subject)) {
-        if (errno == ENOENT) return E_MANIFEST_UNKNOWN;
+        if (errno == ENOENT) {
+            store_repo_path(&dir, name, "manifests");
+            bool failed = fs_sync_dir(dir.s) && errno != ENOENT;
+            return failed ? store_error("sync", dir.s) : E_MANIFEST_UNKNOWN;
+        }
         subject.hex[0] = 0;       /* damaged: it can still be deleted */
     }
     store_repo_path(&dir, name, "tags");

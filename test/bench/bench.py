@@ -115,7 +115,7 @@ class Shop:
     def finish(self, process):
         out = process.communicate()[0]
         if process.returncode:
-            raise SystemExit(f"bench: load failed: {process.args}")
+            raise SystemExit(f"bench: failed: {' '.join(map(str, process.args))}")
         return json.loads(out)
 
     def load(self, what, *targets, **options):
@@ -130,10 +130,13 @@ class Shop:
     @contextlib.contextmanager
     def held(self, server, conns, how, path="/v2/"):
         process = self.begin("hold", port=server.port, conns=conns, how=how, path=path)
-        if process.stdout.readline() != "ready\n":
-            raise SystemExit(f"bench: {server.name} does not take {conns} connections")
-        yield
-        self.finish(process)
+        try:
+            if process.stdout.readline() != "ready\n":
+                raise SystemExit(f"bench: {server.name} does not take {conns} connections")
+            yield
+            self.finish(process)
+        finally:
+            process.kill()
 
     def p99(self, server, path="/v2/", seconds=None, **more):
         return self.load("probe", f"{server.port}{path}", conns=4, every=5,
@@ -489,6 +492,7 @@ def hostile(shop):
         calm = shop.p99(server, TAGGED, fresh=1)
         with shop.held(server, CROWD, "half"), \
                 shop.held(server, SLOW, "slow", path=server.blob):
+            time.sleep(1)   # until the buffers of the slow ones are full
             return calm, shop.p99(server, TAGGED, fresh=1)
 
     with all_stored(shop, connections=10000) as running:

@@ -445,6 +445,13 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+/* A late answer also stands for the probes that it kept from being sent. */
+static void probe_add(struct conn *c) {
+    size_t *count = &target[c->target].count;
+    for (double t = now() - c->sent; t > 0; t -= opt.every / 1e3)
+        if (*count < SAMPLES_MAX) target[c->target].samples[(*count)++] = t;
+}
+
 static void probe_print(void) {
     for (int i = 0; i < target_count; i++) {
         double *s = target[i].samples;
@@ -492,9 +499,7 @@ static void probe(void) {
             }
             if (!receive(c)) continue;
             c->waiting = false;
-            size_t *count = &target[c->target].count;
-            if (*count < SAMPLES_MAX)
-                target[c->target].samples[(*count)++] = now() - c->sent;
+            probe_add(c);
         }
         for (int i = 0; i < n; i++) {
             struct conn *c = &conns[i];
@@ -504,6 +509,8 @@ static void probe(void) {
             probe_begin(c);
         }
     }
+    for (int i = 0; i < n; i++)
+        if (conns[i].waiting) probe_add(&conns[i]);
     probe_print();
 }
 

@@ -6,6 +6,7 @@ import random
 import socket
 import struct
 import threading
+import time
 
 READ, WRITE, DISCONNECT, FLUSH = range(4)
 FUA = 1    # a command flag: this write is not to be held back
@@ -23,7 +24,8 @@ class Disk:
         self.held = []    # (offset, old, new, FUA), in order
         self.lock = threading.Lock()
         self.on = False
-        self.flushes = 0
+        # As on a real disk, so that power also fails while a flush is under way.
+        self.flush_seconds = 0.003
 
     def serve(self, path):
         """Be the disk behind the Unix socket for its next client."""
@@ -59,6 +61,8 @@ class Disk:
     def _answer(self, conn, requests):
         _, flags, command, cookie, at, size = REQUEST.unpack(self._take(requests, REQUEST.size))
         data = self._take(requests, size) if command == WRITE else b""
+        if command == FLUSH:
+            time.sleep(self.flush_seconds)
         with self.lock:
             if not self.on or command == DISCONNECT:
                 return False
@@ -71,7 +75,6 @@ class Disk:
             else:
                 assert command == FLUSH
                 self.held.clear()
-                self.flushes += 1
             # Under the lock: after a cut nobody hears that a flush was done.
             conn.sendall(answer)
         return True

@@ -60,6 +60,7 @@ class Rig:
         _, raw_lost = self.raw.cut(keep, self.rng)
         self.load.ending = True
         self.machine.pull()
+        self.disk.flush_seconds = 0.003
         assert raw_lost, "the disk does not forget"
         if keep == 0:
             assert self.raw.bytes.find(CANARY) < 0
@@ -72,7 +73,7 @@ class Rig:
 
 def under_load(rig, one, other):
     rig.load.start(rig.machine.address)
-    time.sleep(rig.rng.uniform(0.5, 2))
+    time.sleep(rig.rng.uniform(1, 4))
 
 
 def blob_by_post(rig, one, other):
@@ -106,15 +107,18 @@ def referrer(rig, one, other):
 
 def same_blob(rig, one, other):
     """Two push the same; power fails when the first is told that it is there."""
-    if rig.rng.random() < 0.5:
-        other.repo = one.repo
+    repo = rig.rng.choice([COMMON, COMMON, None])
     data = one.fresh()
+    for pusher in one, other:
+        pusher.push(pusher.fresh(), repo=repo)
+    # While one waits for a slow disk, the other finds what that one has done.
+    rig.disk.flush_seconds = 0.1
     told = threading.Event()
     threads = []
     for pusher in one, other:
         def push(pusher=pusher):
             try:
-                pusher.push(data, "post")
+                pusher.push(data, "post", repo)
                 told.set()
             except (OSError, AssertionError) as cut_off:
                 assert told.is_set(), cut_off
@@ -132,6 +136,7 @@ def new_name(rig, one, other):
 def deletes(rig, one, other):
     one.put_manifest(one.image(), "v1")
     one.any_delete_tag()
+
 
 
 SCENES = [under_load, blob_by_patch, mount, tag, referrer, same_blob, new_name, blob_by_post,

@@ -122,25 +122,10 @@ class Dims:
     def children(self):
         return sorted(p for p, (parent, _) in processes().items() if parent == self.process.pid)
 
-    def descriptors(self):
-        """How many files each worker has open."""
-        return {p: len(os.listdir(f"/proc/{p}/fd")) for p in self.children()}
-
-    @contextlib.contextmanager
-    def frozen(self):
-        """Stop the workers for as long as a with block: what is sent in it,
-        they find all at once."""
-        pids = self.children()
-        try:
-            for pid in pids:
-                os.kill(pid, signal.SIGSTOP)
-                stat = Path("/proc", str(pid), "stat")
-                wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T",
-                           "the worker to stop")
-            yield
-        finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
+    def workers(self, count):
+        """The children, once they are so many: a job is one too while it runs."""
+        return wait_until(lambda: len(found := self.children()) == count and found,
+                          f"{count} workers")
 
     def group(self):
         return [p for p, (_, g) in processes().items() if g == self.process.pid]
@@ -186,6 +171,20 @@ class Dims:
         for pattern, required in self.expected:
             if required:
                 assert pattern.search(self.stderr()), f"stderr lacks {pattern.pattern!r}"
+
+
+@contextlib.contextmanager
+def frozen(pid):
+    """Stop a process for as long as a with block: what comes meanwhile, it
+    finds all at once."""
+    stat = Path(f"/proc/{pid}/stat")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T",
+                   "the process to stop")
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager

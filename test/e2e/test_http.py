@@ -7,7 +7,7 @@ import pytest
 
 from oci import (digest, dump, image_of, make_image, noise, push_blob, push_manifest, put_manifest,
                  start_upload, with_query)
-from server import running
+from server import frozen, running
 from wire import Closed, Conn, chunks, head, refused, wait_until
 
 
@@ -259,7 +259,7 @@ def test_manifests_may_be_pipelined_in_chunks(dims):
     with server.connect() as conn:
         conn.send(head("PUT", "/v2/a/manifests/v0", CHUNKED) + chunks(bodies[0])[:-10])
         assert conn.quiet()  # a large buffer is waiting for the end of the first
-        with server.frozen():
+        with frozen(server.workers(1)[0]):
             conn.send(chunks(bodies[0])[-10:]
                       + head("PUT", "/v2/a/manifests/v1", CHUNKED) + chunks(bodies[1], 50000)
                       + head("PUT", "/v2/a/manifests/v2", CHUNKED) + chunks(bodies[2], 9)

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 
 import pytest
 
@@ -134,17 +133,16 @@ def test_client_that_vanishes_has_its_line(dims, form, sent):
 
 def test_each_event_is_logged_once(dims):
     # What the supervisor had yet to write was once written by each worker too.
-    server = logging(dims, "plain")
+    server = dims("--workers", "2", level="info")
+    server.expect_stderr("", required=False)
+    before = server.workers(2)
     for _ in range(2):
-        before = server.children()
         server.signal(signal.SIGHUP)
-        wait_until(lambda: len(server.children()) == len(before)
-                   and not set(server.children()) & set(before), "the new workers")
-    time.sleep(1)  # one that dies young is replaced later
-    before = server.children()
+        wait_until(lambda: not set(server.children()) & set(before), "the old workers to end")
+        before = server.workers(2)
     os.kill(before[0], signal.SIGKILL)
-    wait_until(lambda: len(server.children()) == len(before)
-               and before[0] not in server.children(), "another worker")
+    wait_until(lambda: before[0] not in server.children(), "its death")
+    server.workers(2)
     assert server.client().get("/v2/").status == 200
     server.stop()
     events = [line.split()[2] for line in server.stderr().splitlines()]

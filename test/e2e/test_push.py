@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from oci import digest, noise, push_blob, start_upload, with_query
+from server import frozen
 from wire import chunks, head, refused
 
 ALGORITHMS = ["sha256", "sha512"]
@@ -500,7 +501,7 @@ def test_what_follows_a_body_may_come_with_its_end(dims, coding):
         assert conn.quiet()  # the server is reading the body now
         body = chunks(b"hello") if coding is CHUNKED else b"hello"
         target = with_query(location, digest=digest(b"hello" + data))
-        with server.frozen():
+        with frozen(server.workers(1)[0]):
             conn.send(body + head("PUT", target, {"Content-Length": str(len(data))}) + data
                       + head("GET", "/v2/"))
         assert conn.answer("PATCH").status == 202

@@ -43,7 +43,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
             conf_name(i, name);
             buf_printf(&text, "%s =", name);
             buf_text(&text, c.text[i][at]);
-            buf_text(&text, "\n");
+            buf_text(&text, "\r\n");      /* one CR is not the value's */
         }
     }
     if (!rc) {
