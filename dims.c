@@ -3310,7 +3310,7 @@ static int store_blob_delete(const char *name, const struct digest *d) {
     struct path p, record;
     struct stat st;
     int lock, rc = store_repo_lock(name, &lock);
-    if (rc) return E_BLOB_UNKNOWN;
+    if (rc) return rc == E_NAME_UNKNOWN ? E_BLOB_UNKNOWN : rc;
     store_blob_path(&p, name, d);
     path_join(&record, "repos/", name, "/_oci/manifests/", d->hex,
               (char *)0);
@@ -3800,7 +3800,6 @@ static int store_tag_delete(const char *name, const char *tag) {
 struct store_untag {
     const char *name;
     const struct digest *digest;
-    bool any;
 };
 
 static int store_untag_one(void *arg, const char *tag) {
@@ -3812,7 +3811,6 @@ static int store_untag_one(void *arg, const char *tag) {
     if (store_record_load(p.s, &record, 0))
         return errno == ENOENT || errno == EILSEQ ? 0 : -1;
     if (!digest_equal(&record.digest, u->digest)) return 0;
-    u->any = true;
     return fs_unlink(p.s);
 }
 
@@ -3820,7 +3818,7 @@ static int store_manifest_remove(const char *name, const struct digest *d) {
     struct path p, dir;
     struct record record;
     struct digest subject;
-    struct store_untag untag = {name, d, false};
+    struct store_untag untag = {name, d};
     store_manifest_path(&p, name, d);
     if (store_record_load(p.s, &record, &subject)) {
         if (errno == ENOENT) {
@@ -3831,8 +3829,7 @@ static int store_manifest_remove(const char *name, const struct digest *d) {
         subject.hex[0] = 0;       /* damaged: it can still be deleted */
     }
     store_repo_path(&dir, name, "tags");
-    if (fs_list(dir.s, store_untag_one, &untag) ||
-        (untag.any && fs_sync_dir(dir.s)))
+    if (fs_list(dir.s, store_untag_one, &untag) || fs_sync_dir(dir.s))
         return store_error("untag", dir.s);
     store_repo_path(&dir, name, "manifests");
     if (fs_unlink(p.s) || fs_sync_dir(dir.s))

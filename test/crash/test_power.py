@@ -36,9 +36,10 @@ class Rig:
         self.load.pushers[0].largest = 16 << 20
         data = home / "data.img"
         raw = home / "raw.img"
-        os.truncate(os.open(data, os.O_CREAT | os.O_WRONLY), 1 << 30)
-        os.truncate(os.open(raw, os.O_CREAT | os.O_WRONLY), 1 << 20)
-        subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0",
+        for image, size in (data, 1 << 30), (raw, 1 << 20):
+            image.touch()
+            os.truncate(image, size)
+        subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0",
                         data], check=True)
         self.disk = Disk(data)
         self.raw = Disk(raw)
@@ -140,7 +141,7 @@ def deletes(rig, one, other):
 
 
 SCENES = [under_load, blob_by_patch, mount, tag, referrer, same_blob, new_name, blob_by_post,
-          tag_moved, under_load, deletes, same_blob]
+          deletes, under_load, tag_moved, same_blob]
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the machine runs this dims as it is")
@@ -162,11 +163,11 @@ def test_nothing_acknowledged_is_lost_to_power_cuts(tmp_path):
             up = rig.machine.seconds
             rig.boot()
             found = Checker(ledger, rig.machine.address, power=True).check()
+            found += rig.machine.said("error")
             losses += [f"cut {turn}, {scene.__name__}: {f}" for f in found]
             print(f"cut {turn} {scene.__name__}: {lost} of {held} unflushed writes lost, "
                   f"{len(found)} losses; boot {up:.1f} s, all {time.monotonic() - began:.1f} s")
         losses += Checker(ledger, rig.machine.address, power=True).check(everything=True)
-        losses += rig.machine.said("dims:") + rig.machine.said("EXT4-fs error")
     finally:
         rig.machine.pull()
     print(f"{CUTS} cuts, {ledger.told} changes acknowledged, {len(losses)} losses")

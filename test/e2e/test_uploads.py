@@ -163,21 +163,24 @@ def test_finished_and_cancelled_uploads_leave_no_files(dims):
 def test_reset_before_the_continue_leaves_nothing_behind(dims):
     server = dims("--workers", "1")
     client = server.client()
-    locations = [start_upload(client, "a") for _ in range(20)]
+    locations = [start_upload(client, "a")]
     files = f"/proc/{server.workers(1)[0]}/fd"
     before = len(os.listdir(files))
-    # The reset has to come after the upload was opened and before the 100
-    # is sent: that is hit about once in twenty.
-    for method in ["PATCH", "PUT"] * 8:
-        conns = [server.connect() for _ in locations]
-        for conn, location in zip(conns, locations):
-            conn.send(head(method, with_query(location, digest=digest(DATA)),
-                           {"Content-Length": str(len(DATA)), "Expect": "100-continue"}))
+    fields = {"Content-Length": str(len(DATA)), "Expect": "100-continue"}
+    name = digest(DATA)
+    # What counts is a reset between the opening of the upload and the 100: a
+    # few of these come then.
+    for method in ["PATCH", "PUT"] * 15:
+        fresh = [start_upload(client, "a") for _ in range(20)]
+        conns = [server.connect() for _ in fresh]
+        for conn, location in zip(conns, fresh):
+            conn.send(head(method, with_query(location, digest=name), fields))
         for conn in conns:
             conn.abort()
+        locations += fresh
     wait_until(lambda: len(os.listdir(files)) == before, "the descriptors to be closed")
-    for location in locations:
-        finish(client, location, 0)
+    assert [offset(client, location) for location in locations] == [0] * len(locations)
+    finish(client, locations[-1], 0)
 
 
 # Limits

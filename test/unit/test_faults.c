@@ -411,10 +411,18 @@ static void mounts_survive_faults(void **state) {
     sweep("mount", 0, mount_blob, blob_is_there);
 }
 
-static void deletes_survive_faults(void **state) {
+static void deletes_of_tags_survive_faults(void **state) {
     (void)state;
     sweep("untag", put_manifest, delete_tag, tag_is_gone);
+}
+
+static void deletes_of_manifests_survive_faults(void **state) {
+    (void)state;
     sweep("unput", put_manifest, delete_manifest, manifest_is_gone);
+}
+
+static void deletes_of_blobs_survive_faults(void **state) {
+    (void)state;
     sweep("unblob", push_blob, delete_blob, blob_is_gone);
 }
 
@@ -449,7 +457,9 @@ int main(void) {
         TEST(blobs_that_are_there_survive_faults),
         TEST(manifests_survive_faults),
         TEST(mounts_survive_faults),
-        TEST(deletes_survive_faults),
+        TEST(deletes_of_tags_survive_faults),
+        TEST(deletes_of_manifests_survive_faults),
+        TEST(deletes_of_blobs_survive_faults),
         TEST(the_last_link_is_not_the_end),
     };
     return cmocka_run_group_tests(tests, setup, folder_remove);

@@ -658,6 +658,40 @@ static void the_catalog_is_in_byte_order(void **state) {
     assert_span(repos_page(9, S("zzz"), &n), "");
 }
 
+/* More of them than are looked at together. */
+static void large_catalogs_come_in_windows(void **state) {
+    (void)state;
+    enum { MANY = REPO_WINDOW / 2 + 300 };
+    struct span last = S("1"), name;
+    struct path p;
+    size_t n = 0;
+    assert_int_equal(fs_mkdir("repos/1big"), 0);
+    for (int i = 0; i < MANY; i++) {
+        const char *const below[] = {"", "/_oci", "/_oci/manifests", "/x",
+                                     "/x/_oci", "/x/_oci/manifests"};
+        for (size_t k = 0; k < (i % 7 ? 3 : COUNT(below)); k++) {
+            path_join(&p, "repos/1big/", made("%04d", i).p, below[k],
+                      (char *)0);
+            assert_int_equal(fs_mkdir(p.s), 0);
+        }
+        if (i % 100 == 0) arena_reset(&arena);
+    }
+    for (bool more = true; more; ) {
+        struct list l = {.arena = &arena, .max = 1000, .last = last};
+        assert_int_equal(store_repos(&l), 0);
+        more = l.more && span_starts(l.names[l.count - 1], "1big/");
+        for (size_t i = 0; i < l.count; i++) {
+            if (!span_starts(l.names[i], "1big/")) break;
+            name = made(n % 8 == 1 ? "1big/%04zu/x" : "1big/%04zu",
+                        n / 8 * 7 + (n % 8 ? n % 8 - 1 : 0));
+            assert_span(l.names[i], name.p);
+            n++;
+        }
+        last = l.names[l.count - 1];
+    }
+    assert_int_equal(n, MANY + (MANY + 6) / 7);
+}
+
 static void names_of_every_length(void **state) {
     (void)state;
     char deep[NAME_MAX_LEN + 1], wide[NAME_MAX_LEN + 1];
@@ -765,6 +799,7 @@ int main(void) {
         TEST(referrers_come_in_pages),
         TEST(lists_keep_the_smallest),
         TEST(the_catalog_is_in_byte_order),
+        TEST(large_catalogs_come_in_windows),
         TEST(names_of_every_length),
         TEST(index_json_shows_the_repository),
         TEST(views_are_remembered_across_a_crash),
