@@ -21,6 +21,8 @@ def refuses(server):
         return False
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        return False  # it waited to be accepted when the listener was closed
 
 
 def begin_patch(server, location, data, sent):
