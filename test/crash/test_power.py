@@ -31,9 +31,9 @@ class Rig:
     def __init__(self, home):
         self.home = home
         self.rng = random.Random(SEED)
-        self.load = Load(SEED, pushers=4, largest=60000)
+        self.load = Load(SEED, pushers=5, largest=60000)
         # Long uploads, of which something is always written and not flushed.
-        self.load.pushers[0].largest = 16 << 20
+        self.load.pushers[0].largest = 10 << 20
         data = home / "data.img"
         raw = home / "raw.img"
         for image, size in (data, 1 << 30), (raw, 1 << 20):

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-import trace
+import durable
 from oci import descriptor, digest, image_of, noise, put_manifest, start_upload, with_query
 from server import Dims
 
@@ -81,7 +81,7 @@ class Traced:
     def __init__(self, home, *more):
         self.home = home
         self.log = home / "strace.log"
-        self.server = Dims(home, ["--workers", "2"], prefix=trace.command(self.log, *more))
+        self.server = Dims(home, ["--workers", "2"], prefix=durable.command(self.log, *more))
 
     def follow(self, model, asked):
         """Yields the model's view of asked, a list a 201, in their order."""
@@ -101,15 +101,15 @@ def test_everything_is_synced_before_201_is_sent(tmp_path, push):
     answer, files = push(traced.server.client(), noise())
     assert answer.status == 201, answer
     earlier = [[]] if push is mount else []
-    *_, missing = traced.follow(trace.Trace(tmp_path), [*earlier, files])
+    *_, missing = traced.follow(durable.Trace(tmp_path), [*earlier, files])
     assert not missing, "\n".join(missing)
 
 
 def test_a_new_folder_is_there_to_stay(tmp_path):
     log = tmp_path / "strace.log"
-    server = Dims(tmp_path, dir="some/new/data", prefix=trace.command(log))
+    server = Dims(tmp_path, dir="some/new/data", prefix=durable.command(log))
     server.stop()
-    model = trace.Trace(tmp_path)
+    model = durable.Trace(tmp_path)
     list(model.events(log))
     assert not model.missing(server.data / "format")
 
@@ -117,7 +117,7 @@ def test_a_new_folder_is_there_to_stay(tmp_path):
 @pytest.mark.parametrize("when", range(2, 14))
 @pytest.mark.parametrize("push", PUSHES, ids=lambda f: f.__name__)
 def test_push_after_a_failed_sync_takes_nothing_for_granted(tmp_path, push, when):
-    model = trace.Trace(tmp_path)
+    model = durable.Trace(tmp_path)
     traced = Traced(tmp_path)    # so that the start below makes few calls
     list(traced.follow(model, []))
     # Of every thread, one fsync fails.
@@ -168,9 +168,9 @@ def test_model_notices_what_is_missing(tmp_path):
     log = tmp_path / "log"
     top = tmp_path / "top"
     top.mkdir()
-    subprocess.run([*trace.command(log), "/usr/bin/python3", "-c", SCRIPT.replace("TOP", str(top))],
+    subprocess.run([*durable.command(log), "/usr/bin/python3", "-c", SCRIPT.replace("TOP", str(top))],
                    check=True, stdout=subprocess.DEVNULL)
-    model = trace.Trace(top)
+    model = durable.Trace(top)
     found = [model.missing(top / line.split()[1]) for line in model.events(log)]
     assert found == [
         f"{top} was not synced since it got sub",
