@@ -144,6 +144,11 @@ def test_collection_keeps_every_promise_and_frees_the_room(tmp_path):
         if one.held:
             one.let_go()
     assert not [w for one in crowd for w in one.wrong]
+    # What a kill kept from its client's knowledge.
+    client = Client(stage.address)
+    for record in (stage.server.data / "repos").glob("churn/*/_oci/manifests/*"):
+        repo = f"churn/{record.parts[-4]}"
+        assert client.delete(f"/v2/{repo}/manifests/sha256:{record.name}").status == 202
     began = time.monotonic()
     wait_until(lambda: stored(stage.server.data) == 0, "the room to come back", 30)
     print(f"{CLIENTS} clients, {sum(one.rounds for one in crowd)} images, {kills} kills; "
