@@ -439,12 +439,13 @@ static int codec_scaled(struct span s, uint64_t factor, uint64_t *out) {
 static int codec_size(struct span s, uint64_t *out) {
     static const char units[] = "KMGT";
     if (s.n && (s.p[s.n - 1] == 'B' || s.p[s.n - 1] == 'b')) s.n--;
-    if (s.n && s.p[s.n - 1] == 'i') s.n--;
+    bool binary = s.n && s.p[s.n - 1] == 'i';
+    s.n -= binary;
     if (!s.n) return -1;
     char last = s.p[s.n - 1];
     if (last >= 'a' && last <= 'z') last = (char)(last - 32);
     const char *unit = last ? strchr(units, last) : 0;
-    if (!unit) return codec_scaled(s, 1, out);
+    if (!unit) return binary ? -1 : codec_scaled(s, 1, out);
     s.n--;
     return codec_scaled(s, 1ull << (10 * (unit - units + 1)), out);
 }
@@ -2336,6 +2337,7 @@ static enum http_result http_parse(struct request *r, struct span head,
 
 /* A chunk-size line, byte by byte: 0 more, 1 it is complete, -1 bad. */
 static int http_chunk_line(struct chunked *c, char byte) {
+    unsigned char text = (unsigned char)byte;
     int digit = codec_nibble(byte);
     if (++c->line > HTTP_CHUNK_LINE_MAX) return -1;
     if (c->cr) return byte == '\n' && c->digits ? 1 : -1;
@@ -2346,7 +2348,7 @@ static int http_chunk_line(struct chunked *c, char byte) {
         bool blank = byte == ' ' || byte == '\t';
         if (c->blank && !blank && byte != ';') return -1;
         c->blank = c->blank && blank;
-        return blank || (byte > ' ' && byte != 127) ? 0 : -1;
+        return blank || (text > ' ' && text != 127) ? 0 : -1;
     } else if (digit >= 0) {
         if (c->left >> 58) return -1;
         c->left = c->left << 4 | (unsigned)digit;
@@ -2492,6 +2494,7 @@ static enum http_result http_ranges(struct request *r, uint64_t size,
     unsigned commas = 0;
     *count = 0;
     if (!rest.p || !span_is(r->method, "GET")) return HTTP_MORE;
+    if (!memchr(rest.p, '=', rest.n)) return HTTP_MORE;
     if (!span_is_nocase(span_trim(span_cut(&rest, '=')), "bytes"))
         return HTTP_MORE;
     for (size_t i = 0; i < rest.n; i++) commas += rest.p[i] == ',';
@@ -2773,6 +2776,7 @@ static bool manifest_field(struct json *j, struct span key,
         return manifest_descriptor(j, f, &f->config_type, &digest);
     }
     if (span_is(key, "subject")) {
+        f->subject_digest.n = 0;     /* of two the last one counts */
         if (json_peek(j) == 'n') {
             json_skip(j);
             return true;
@@ -3598,8 +3602,11 @@ static int store_record_load(const char *path, struct record *out,
     if (codec_number(span_cut(&line, ' '), &out->size)) goto bad;
     span_cut(&line, ' ');
     struct span who = span_cut(&line, ' ');
-    if (!who.n || who.n > NAME_MAX_LEN) goto bad;
-    memcpy(out->who, who.p, who.n);
+    char name[3 * NAME_MAX_LEN];
+    size_t length;
+    if (!who.n || who.n > sizeof name || codec_percent(who, name, &length) ||
+        length > NAME_MAX_LEN) goto bad;
+    memcpy(out->who, name, length);
     if (!subject) return 0;
     subject->hex[0] = 0;
     if (line.n && digest_parse(line, subject)) goto bad;
@@ -5098,7 +5105,7 @@ static void v2_link(struct request *r, struct span last, const char *more) {
     struct buf link;
     buf_init(&link, &r->arena, 4 << 10);
     buf_text(&link, "Link: <");
-    codec_put_percent(&link, r->path);
+    buf_span(&link, r->path);        /* as it came: the grammar took it */
     buf_text(&link, "?last=");
     codec_put_percent(&link, last);
     buf_text(&link, more);
@@ -5348,7 +5355,7 @@ static bool v2_upload_range(struct request *r) {
         v2_upload_state(r, 416);
         return false;
     }
-    if (r->has_length && r->length != last - first + 1) {
+    if (r->has_length && (!r->length || r->length - 1 != last - first)) {
         http_fail(r, E_SIZE_INVALID, 0);
         return false;
     }

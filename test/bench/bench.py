@@ -272,38 +272,56 @@ def blob(shop):
 
 # --- pushes ---------------------------------------------------------------
 
-def dd(shop):
-    """MB/s of a file of 256 MiB, synced at the end."""
+def dd(shop, size=LARGE):
+    """MB/s of a file of so many bytes, synced at the end."""
     path = shop.folder / "dd"
     os.sync()
     began = time.monotonic()
-    subprocess.run(["dd", "if=/dev/zero", f"of={path}", "bs=1M", f"count={LARGE // MIB}",
+    subprocess.run(["dd", "if=/dev/zero", f"of={path}", "bs=1M", f"count={size // MIB}",
                     "conv=fdatasync"], check=True, stderr=subprocess.DEVNULL)
-    rate = LARGE / (time.monotonic() - began) / 1e6
+    rate = size / (time.monotonic() - began) / 1e6
     path.unlink()
     return rate
 
 
-def push_rate(shop, kind, conns):
+def push_rate(shop, kind, conns, count):
+    """MB/s of `count` blobs of 256 MiB over so many connections."""
     with shop.fresh(kind, large=True) as server:
-        done = shop.push(server, LARGE, conns, count=conns, patch=1)
+        done = shop.push(server, LARGE, conns, count=count, patch=1)
     return done["bytes"] / done["seconds"] / 1e6
 
 
 @row
 def push(shop):
-    """256 MiB by POST, PATCH, PUT: one, and 16 at once."""
-    one = medians(in_turns(["dd", *REGISTRIES], lambda kind: dd(shop) if kind == "dd"
-                           else push_rate(shop, kind, 1)))
-    hasty = [(k.name, 1.0) for k in REGISTRIES if not k.syncs]
-    limit = ("dd", 0.7) if one["dd"] < 600 else max(
-        hasty, key=lambda peer: one[peer[0]], default=("dd", 0))
-    show("push of 256 MiB (`dd conv=fdatasync` beside)", "MB/s", one,
-         *against(one, ("docker-registry", 2.5), limit))
-    many = medians(in_turns(REGISTRIES, lambda kind: push_rate(shop, kind, 16),
-                            min(ROUNDS, 3)))
-    show("16 such pushes at once, together", "MB/s", many,
-         f"{many['dims'] / one['dims']:.2f} x one (≥ 1)", many["dims"] >= one["dims"])
+    """256 MiB by POST, PATCH, PUT."""
+    rates = medians(in_turns(["dd", *REGISTRIES], lambda kind: dd(shop) if kind == "dd"
+                             else push_rate(shop, kind, 1, 1)))
+    hasty = [kind.name for kind in REGISTRIES if not kind.syncs]
+    if rates["dd"] < 600:
+        limits = [("dd", 0.7)]
+    else:
+        limits = [(name, 1.0) for name in sorted(hasty, key=rates.get)[-1:]]
+    show("push of 256 MiB (`dd conv=fdatasync` beside)", "MB/s", rates,
+         *against(rates, ("docker-registry", 2.5), *limits))
+
+
+@row
+def pushes(shop):
+    """16 such pushes at once. They are so many bytes that the disk's own pace
+    shows: therefore the same 16 one after the other, and dd of as many."""
+    def measure(kind):
+        if kind == "dd":
+            return dd(shop, 16 * LARGE)
+        if kind == "in turn":
+            return push_rate(shop, Dims, 1, 16)
+        return push_rate(shop, kind, 16, 16)
+
+    rates = medians(in_turns(["dd", *REGISTRIES, "in turn"], measure, max(1, ROUNDS // 2)))
+    alone = median(push_rate(shop, Dims, 1, 1) for _ in range(ROUNDS))
+    in_turn = rates.pop("in turn")
+    show("16 such pushes at once, together (dd of 4 GiB beside)", "MB/s", rates,
+         f"{rates['dims'] / alone:.2f} x one alone (≥ 1), {rates['dims'] / in_turn:.2f} x "
+         "16 one after the other", rates["dims"] >= alone)
 
 
 @row

@@ -35,6 +35,7 @@ class Trace:
     def __init__(self, top, node=None):
         self.top = str(top)
         self.node = node or Node()
+        self.early = []    # names that were given before the bytes were synced
 
     def find(self, path):
         node = self.node
@@ -47,6 +48,8 @@ class Trace:
         folder = self.find(os.path.dirname(path))
         if folder:
             folder.names[os.path.basename(path)] = node
+        if node and node.dirty:
+            self.early.append(path)
 
     def remove(self, path):
         folder = self.find(os.path.dirname(path))
@@ -84,6 +87,7 @@ class Trace:
         node = self.find(fd[1]) if fd and self.inside(fd[1]) else None
         if call in WRITES and node:
             node.dirty = True
+            self.early.append(fd[1])
         elif call in ("fsync", "fdatasync") and node:
             node.dirty = False
             if call == "fsync":

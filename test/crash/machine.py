@@ -57,7 +57,9 @@ exec /dims --listen 0.0.0.0:8000 --dir /data/dims --workers 2 --log-level warn
 
 
 def run(*command, **more):
-    return subprocess.run(command, check=True, capture_output=True, text=True, **more).stdout
+    done = subprocess.run(command, capture_output=True, text=True, **more)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
 
 
 def unpacked(package):

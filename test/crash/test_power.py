@@ -39,8 +39,8 @@ class Rig:
         for image, size in (data, 1 << 30), (raw, 1 << 20):
             image.touch()
             os.truncate(image, size)
-        subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0",
-                        data], check=True)
+        subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-F", "-E",
+                        "lazy_itable_init=0,lazy_journal_init=0", data], check=True)
         self.disk = Disk(data)
         self.raw = Disk(raw)
         self.canary = "new"
@@ -137,7 +137,6 @@ def new_name(rig, one, other):
 def deletes(rig, one, other):
     one.put_manifest(one.image(), "v1")
     one.any_delete_tag()
-
 
 
 SCENES = [under_load, blob_by_patch, mount, tag, referrer, same_blob, new_name, blob_by_post,

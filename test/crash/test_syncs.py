@@ -2,6 +2,7 @@
 have been synced."""
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -11,6 +12,7 @@ from oci import descriptor, digest, image_of, noise, put_manifest, start_upload,
 from server import Dims
 
 REPO = "brand-new/and/deep"
+SERVED = re.compile("/_oci/(blobs|manifests|tags|referrers)/")
 
 
 def hexpart(name):
@@ -101,8 +103,11 @@ def test_everything_is_synced_before_201_is_sent(tmp_path, push):
     answer, files = push(traced.server.client(), noise())
     assert answer.status == 201, answer
     earlier = [[]] if push is mount else []
-    *_, missing = traced.follow(durable.Trace(tmp_path), [*earlier, files])
+    model = durable.Trace(tmp_path)
+    *_, missing = traced.follow(model, [*earlier, files])
     assert not missing, "\n".join(missing)
+    # Nothing half-written ever has a name under which it is served.
+    assert not [p for p in model.early if SERVED.search(p)]
 
 
 def test_a_new_folder_is_there_to_stay(tmp_path):
@@ -168,7 +173,8 @@ def test_model_notices_what_is_missing(tmp_path):
     log = tmp_path / "log"
     top = tmp_path / "top"
     top.mkdir()
-    subprocess.run([*durable.command(log), "/usr/bin/python3", "-c", SCRIPT.replace("TOP", str(top))],
+    script = SCRIPT.replace("TOP", str(top))
+    subprocess.run([*durable.command(log), "/usr/bin/python3", "-c", script],
                    check=True, stdout=subprocess.DEVNULL)
     model = durable.Trace(top)
     found = [model.missing(top / line.split()[1]) for line in model.events(log)]

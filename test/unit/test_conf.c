@@ -123,6 +123,10 @@ static void flags_in_every_spelling(void **state) {
     assert_int_equal(c.number[CONF_min_free], 1024);
     assert_int_equal(c.number[CONF_read_only], 1);
     conf_free(&c);
+    loads(&c, "--read-only=YES --cors False");
+    assert_int_equal(c.number[CONF_read_only], 1);
+    assert_int_equal(c.number[CONF_cors], 0);
+    conf_free(&c);
     loads(&c, "--read-only=off --dir=a=b --dir=c=d");
     assert_int_equal(c.number[CONF_read_only], 0);
     assert_string_equal(c.text[CONF_dir][0], "c=d");
