@@ -1534,21 +1534,36 @@ static uint64_t fs_free_bytes(void) {
     return (uint64_t)v.f_bavail * v.f_frsize;
 }
 
+/* A folder that may be there; a new one is synced into its parent. */
+static int fs_make_folder(char *path) {
+    if (mkdir(path, 0755)) return errno == EEXIST ? 0 : -1;
+    char *slash = strrchr(path, '/');
+    char keep = slash ? slash[1] : 0;
+    if (slash) slash[1] = 0;
+    int fd = open(slash ? path : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (slash) slash[1] = keep;
+    int rc = fd < 0 ? -1 : fsync(fd);
+    if (fd >= 0) fs_close(fd);
+    return rc;
+}
+
 /* Made with its parents, as `mkdir -p` would. */
 static int fs_make_root(const char *dir) {
     struct path p;
     path_join(&p, dir, (char *)0);
-    if (!p.s[0]) {
+    size_t n = strlen(p.s);
+    while (n > 1 && p.s[n - 1] == '/') p.s[--n] = 0;
+    if (!n) {
         errno = ENAMETOOLONG;
         return -1;
     }
     for (char *s = p.s + 1; *s; s++) {
         if (*s != '/') continue;
         *s = 0;
-        if (mkdir(p.s, 0755) && errno != EEXIST) return -1;
+        if (fs_make_folder(p.s)) return -1;
         *s = '/';
     }
-    return mkdir(p.s, 0755) && errno != EEXIST ? -1 : 0;
+    return fs_make_folder(p.s);
 }
 
 /* What dims stands on: hard links, case, renaming over a file. */

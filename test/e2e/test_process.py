@@ -146,8 +146,7 @@ def test_start_right_after_a_kill_of_everything(dims):
 def test_killed_worker_is_replaced_and_logged(dims):
     server = dims("--workers", "2")
     image = make_image(server.client(), "a")
-    before = server.children()
-    assert len(before) == 2
+    before = server.workers(2)
     server.expect_stderr(r" worker\.died ")
     os.kill(before[0], signal.SIGKILL)
     wait_until(lambda: len(server.children()) == 2 and before[0] not in server.children(),
@@ -165,7 +164,7 @@ def test_killed_worker_costs_its_own_connections_only(dims):
     for conn in conns:
         conn.send(head("GET", "/v2/"))
         assert conn.answer().status == 200
-    os.kill(server.children()[0], signal.SIGKILL)
+    os.kill(server.workers(2)[0], signal.SIGKILL)
     # Logged once it is reaped, which is when the last of its threads is gone.
     wait_until(lambda: "worker.died" in server.stderr(), "the death")
     alive = [c for c in conns if not c.is_closed()]
@@ -180,7 +179,7 @@ def test_all_workers_killed_at_once_are_replaced(dims):
     server = dims("--workers", "2")
     server.expect_stderr(r" worker\.died ")
     image = make_image(server.client(), "a")
-    before = server.children()
+    before = server.workers(2)
     for pid in before:
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: len(server.children()) == 2 and not set(before) & set(server.children()),
@@ -194,7 +193,7 @@ def test_upload_in_a_worker_that_dies_can_go_on(dims):
     client = server.client()
     data = noise(100000)
     location = client.patch(start_upload(client, "a"), data[:50000])["Location"]
-    os.kill(server.children()[0], signal.SIGKILL)
+    os.kill(server.workers(1)[0], signal.SIGKILL)
     client = server.client()
     answer = wait_until(lambda: client.get(location), "an answer")
     assert answer["Range"] == "0-49999"
@@ -226,7 +225,7 @@ def test_reload_takes_new_values_and_keeps_connections(dims, tmp_path):
     assert client.post(target, data).status == 413
     location = start_upload(client, "a")
     conn = begin_patch(server, location, data[:900], 500)
-    before = server.children()
+    before = server.workers(2)
     conf.write_text("max-blob = 5000\n")
     server.signal(signal.SIGHUP)
     wait_until(lambda: set(server.children()) - set(before), "new workers")
@@ -241,13 +240,13 @@ def test_reload_takes_new_values_and_keeps_connections(dims, tmp_path):
 
 def test_reload_never_refuses_a_connection(dims):
     server = dims("--workers", "2")
-    before = set(server.children())
+    before = set(server.workers(2))
     server.signal(signal.SIGHUP)
     while before & set(server.children()):
         client = server.client()
         assert client.get("/v2/").status == 200
         client.close()
-    assert len(server.children()) == 2
+    server.workers(2)
 
 
 def test_reload_of_a_bad_file_keeps_the_old_values(dims, tmp_path):
@@ -402,7 +401,7 @@ def test_a_worker_that_dies_gives_its_connections_back(dims):
     held = [server.client() for _ in range(4)]
     for client in held:
         assert client.get("/v2/").status == 200
-    for pid in server.children():
+    for pid in server.workers(2):
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: len(server.children()) == 2, "new workers")
     for client in [server.client() for _ in range(4)]:
