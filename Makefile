@@ -155,7 +155,7 @@ smoke-arm:
 
 #: make bench             beside nginx and docker-registry (BENCH_ONLY=, _ROUNDS=)
 bench: dims
-	@test/packages e2e bench
+	@test/packages bench
 	DIMS_BIN=./dims $(PYTHON) test/bench/bench.py
 
 # --- fuzzing --------------------------------------------------------------

@@ -13,8 +13,8 @@
  *   conn_read      bytes arrive; http_head_end says when a head is whole
  *   http_parse     the head becomes a struct request, in its own arena
  *   routes_find    route, repository name and reference, or an error answer
- *   conn_step      for an upload: 128 KiB go to a disk thread, which hashes
- *                  and writes them while the next 128 KiB arrive
+ *   conn_step      for an upload: 256 KiB go to a disk thread, which hashes
+ *                  and writes them while the next 256 KiB arrive
  *   v2_*           the handler; in a disk thread where the route says DISK
  *   store_*        files below DIR; durable before it returns
  *   conn_send      head and memory by sendmsg, files by sendfile
@@ -5939,6 +5939,7 @@ static struct {
     struct pollfd *active_polls;
     unsigned active_count;
     uint64_t now_ms, polled_ms, earliest_ms;
+    uint64_t full_ms;            /* between two polls of all connections */
     struct conn *dead;           /* closed in this turn, freed at its end */
     struct request *spare;
     unsigned spare_count;
@@ -5987,6 +5988,7 @@ static void conn_setup(const struct conf *conf, struct shared *shared,
     /* Each may need a second one for a file or an upload. */
     conns.max = (unsigned)(base_descriptors() - DESCRIPTORS_KEPT) / 2;
     conns.earliest_ms = UINT64_MAX;
+    conns.full_ms = CONN_FULL_POLL_MS;
     conns.now_ms = base_now_ms();
 }
 
@@ -6903,21 +6905,28 @@ static void conn_serve(bool all) {
     }
 }
 
+/* Thousands of idle connections cost the busy ones a fixed share. */
+static void conn_pace(uint64_t took_us) {
+    uint64_t ms = took_us * CONN_FULL_POLL_SHARE / 1000;
+    if (ms < CONN_FULL_POLL_MS) ms = CONN_FULL_POLL_MS;
+    if (ms > CONN_FULL_POLL_MAX_MS) ms = CONN_FULL_POLL_MAX_MS;
+    conns.full_ms = ms;
+}
+
 static void conn_turn(struct conn_extra *extra, unsigned count,
                       uint64_t wait_ms) {
     struct pollfd own[LISTENERS_MAX + 4];
     unsigned n = 0;
     conn_gather();
     uint64_t since = conns.now_ms - conns.polled_ms;
-    bool all = !conns.active_count || since >= CONN_FULL_POLL_MS;
+    bool all = !conns.active_count || since >= conns.full_ms;
     uint64_t wait = wait_ms;
     if (conns.earliest_ms <= conns.now_ms) wait = 0;
     else if (conns.earliest_ms - conns.now_ms < wait)
         wait = conns.earliest_ms - conns.now_ms;
-    if (!all && wait > CONN_FULL_POLL_MS - since)
-        wait = CONN_FULL_POLL_MS - since;
-    if (conns.active_count && all && wait > CONN_ACTIVE_MS)
-        wait = CONN_ACTIVE_MS;
+    if (!all && wait > conns.full_ms - since) wait = conns.full_ms - since;
+    /* Only looks: the few that are active are waited for. */
+    if (conns.active_count && all) wait = 0;
     bool full = conn_full();
     if (full && wait > ACCEPT_PAUSE_MS) wait = ACCEPT_PAUSE_MS;
     for (unsigned i = 0; i < count; i++) {
@@ -6926,9 +6935,12 @@ static void conn_turn(struct conn_extra *extra, unsigned count,
                                    .events = POLLIN};
     }
     int timeout = wait > INT32_MAX ? -1 : (int)wait;
+    uint64_t before_us = base_now_us();
     int ready = conn_poll(own, n, all, timeout);
-    conns.now_ms = base_now_ms();
+    uint64_t now_us = base_now_us();
+    conns.now_ms = now_us / 1000;
     if (all) conns.polled_ms = conns.now_ms;
+    if (all && !timeout) conn_pace(now_us - before_us);
     if (ready > 0) {
         conn_serve(all);
         for (unsigned i = 0; i < n; i++) {

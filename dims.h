@@ -40,7 +40,9 @@ enum {
     CONN_SCRATCH = 64 << 10,        /* a worker's receive buffer */
     CONN_SEND_TURN = 256 << 10,     /* sendfile bytes a turn */
     CONN_ACTIVE_MS = 100,           /* after this a connection is idle */
-    CONN_FULL_POLL_MS = 4,          /* all connections are polled this often */
+    CONN_FULL_POLL_MS = 4,          /* all are polled at most this often, */
+    CONN_FULL_POLL_MAX_MS = 25,     /* at least this often, between: */
+    CONN_FULL_POLL_SHARE = 20,      /* for one part in so many of the time */
     CONN_HEAD_MS = 20 * 1000,       /* to send a whole head */
     CONN_IDLE_MS = 120 * 1000,      /* keep-alive between requests */
     CONN_BODY_MS = 60 * 1000,       /* without one byte of a body */
@@ -57,9 +59,9 @@ enum {
     REFERRERS_PAGE = 512 << 10,     /* bytes of one page of referrers */
     DESCRIPTOR_MAX = 256 << 10,     /* a referrer's descriptor, bytes */
     LIST_PAGE_MAX = 100000,         /* names in one answer */
-    UPLOAD_CHUNK = 128 << 10,       /* two of these an upload */
+    UPLOAD_CHUNK = 256 << 10,       /* two of these an upload */
     UPLOAD_SPARE_MAX = 8,           /* chunks that a worker keeps */
-    UPLOAD_CHUNKS_MAX = 512,        /* chunks of one worker at a time */
+    UPLOAD_CHUNKS_MAX = 256,        /* chunks of one worker at a time */
     UPLOAD_FLUSH = 8 << 20,         /* write-back is started this often */
     NAME_MAX_LEN = 255,             /* a repository's whole name */
     TAG_MAX_LEN = 128,

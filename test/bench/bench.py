@@ -5,7 +5,7 @@ the registries that are here: docker-registry, and olareg, zot and distribution
 
     BENCH_ONLY=push,start   only these (the names of functions with @row)
     BENCH_ROUNDS=9          default 5; servers take turns in each, medians count
-    BENCH_SECONDS=2         how long a rate is measured
+    BENCH_SECONDS=2         how long each rate is measured
     BENCH_DIR=DIR           where the data goes; default: build/bench.*
 
 Clients and servers share the machine's cores and its disk, so that figures
@@ -565,9 +565,6 @@ def main():
         for name, function in ROWS.items():
             if not ONLY or name in ONLY:
                 function(shop)
-                # Nothing of it is needed again, and the disk is finite.
-                for home in shop.folder.glob("[0-9]*"):
-                    shutil.rmtree(home)
     table()
     print(f"\n{'  '.join(about)}")
 
