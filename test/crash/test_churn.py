@@ -6,9 +6,11 @@ CHURN_SECONDS (20), CHURN_CLIENTS (24), CHURN_SEED; ten minutes with fifty
 clients is the full proof.
 """
 
+import contextlib
 import json
 import os
 import random
+import socket
 import threading
 import time
 
@@ -96,6 +98,17 @@ class Churner(threading.Thread):
         self.leaving = False
 
 
+def quiet_port(rng):
+    """A free port that no client gets as its own: one that connects again and
+    again to a dead server's ephemeral port ends up connected to itself."""
+    while True:
+        port = rng.randrange(10000, 30000)
+        with socket.socket() as probe:
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+
+
 class Stage:
     def __init__(self, home):
         rng = random.Random(SEED)
@@ -103,7 +116,7 @@ class Stage:
         self.pool = [rng.randbytes(rng.randrange(1, 60000)) for _ in range(30)]
         self.ended = threading.Event()
         self.server = None
-        self.start(0)
+        self.start(quiet_port(rng))
 
     def start(self, port):
         self.server = Dims(self.home, ["--gc-grace", f"{GRACE}s"], port=port)
