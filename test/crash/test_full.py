@@ -62,7 +62,7 @@ def fill(client, repo, size):
 
 
 def test_below_min_free_the_rest_goes_on(served):
-    server = served("size=100m", "--min-free", "40M", "--gc-grace", "0s")
+    server = served("size=100m", "--min-free", "40M", "--gc-grace", "2s")
     client = server.client()
     image = make_image(client, "a")
     fill(client, "b", 4 << 20)
@@ -132,7 +132,7 @@ def test_out_of_inodes(served):
 
 
 def test_an_upload_goes_on_when_there_is_room_again(served):
-    server = served("size=64m", "--min-free", "8M", "--gc-grace", "0s")
+    server = served("size=64m", "--min-free", "8M", "--gc-grace", "2s")
     client = server.client()
     location = start_upload(client, "a")
     first, second = noise(1 << 20), noise(12 << 20)
